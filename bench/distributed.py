@@ -1,0 +1,148 @@
+"""Several workers on one batch: what they gather, average and normalise together.
+
+With one process every function here is the identity. Two workers of batch b must give the loss and the
+gradients of one worker of batch 2b; `tests/test_distributed.py` shows it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import Parameter
+
+
+def world_size() -> int:
+    """How many workers train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, 0 <= rank < world_size()."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _Gather(Function):
+    """All-gather along the first dimension; each worker gets back the gradient that all have for its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = rows.shape[0]
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Return `[world*b,...]`: the `[b,...]` rows of every worker in rank order, with gradient to all of them.
+
+    Each worker's loss covers its own rows only and gradients are averaged over workers afterwards
+    (`average_gradients`); then the sum that flows back here gives the gradient of the mean loss.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Sum(Function):
+    """All-reduce (sum) whose gradient is summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batch of all workers, `[B,C]` or `[B,C,H,W]`, on any device.
+
+    torch's SyncBatchNorm is CUDA only in training; this one computes the same from summed moments.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        if input.dim() not in (2, 4):
+            raise ValueError(f"expected [B,C] or [B,C,H,W], got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Normalise each channel by the moments of the global batch."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.dim())]
+        values = input.float()
+        count = values.numel() // values.shape[1] * world_size()
+        mean = _sum(values.sum(axes)) / count
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        centred = values - mean.view(shape)
+        variance = _sum(centred.square().sum(axes)) / count
+        self._track(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+def _sum(value: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
+def share_batch_norms(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm in `module` by one over all workers, in place; returns the module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(child, SharedBatchNorm):
+            shared = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            shared.load_state_dict(child.state_dict())
+            setattr(module, name, shared)
+        else:
+            share_batch_norms(child)
+    return module
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """Replace each gradient by its mean over the workers, in one message."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    torch._foreach_copy_(
+        gradients,
+        [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
+    )
+
+
+def average(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over the workers, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+        value /= world_size()
+    return value

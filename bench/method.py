@@ -1,0 +1,101 @@
+"""The contract of a pretext task, and the registry that finds one by name."""
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+import methods
+from bench.draw import Draw
+from bench.encoders import Encoder
+from bench.errors import BadInput, UnknownName
+from bench.images import ImageBatch
+from bench.records import Record, parse
+
+Views = tuple[Tensor, ...]
+
+
+class Method(nn.Module, ABC):
+    """A pretext task built on an encoder.
+
+    A subclass has a `Config` (its hyperparameters, each with bounds and a default: anything in it can be
+    swept), a one-line `summary`, and a `version` that is raised whenever the same configuration would give
+    other results. It knows nothing of Ray, files or the command line. The conformance suite in
+    `tests/test_methods.py` runs over every method.
+    """
+
+    Config: ClassVar[type[Record]]
+    summary: ClassVar[str]
+    version: ClassVar[int] = 1
+    trains: ClassVar[bool] = True  # False: the encoder is used as it is built
+
+    def __init__(self, config: Any, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+
+    @abstractmethod
+    def views(self, images: ImageBatch, draw: Draw, size: int) -> Views:
+        """Turn a batch of whole images into the method's input, each sample with its own random numbers.
+
+        Views are floats `[B,3,size,size]` in 0..1 (or what the task needs) on the images' device. Called
+        without gradients. All randomness comes from `draw`.
+        """
+
+    @abstractmethod
+    def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
+        """Return one scalar per name in `objectives`: the mean over this worker's samples.
+
+        `progress` is the share of training done, 0 <= progress < 1. Scalars under other names are logged and not
+        optimised. What compares samples with each other must see those of all workers: use
+        `bench.distributed.gather`.
+        """
+
+    def objectives(self) -> dict[str, list[Parameter]]:
+        """Name each loss and the parameters that it updates; a GAN has two."""
+        return {"loss": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def after_step(self, progress: float) -> None:  # noqa: B027 - optional hook
+        """Update what no gradient updates (a momentum encoder, a queue), after each optimiser step."""
+
+
+def method_names() -> list[str]:
+    """The names of the methods in the repository."""
+    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the method class of a name in `methods/`, or of a dotted module path outside it.
+
+    Raises UnknownName for a name that is no module, BadInput for a module that holds no method.
+    """
+    path = name if "." in name else f"methods.{name}"
+    if "." not in name and name not in method_names():
+        raise UnknownName("method", name, method_names())
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise BadInput(f"method {name!r}: {error}") from None
+    found = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member) and issubclass(member, Method) and member.__module__ == path
+    ]
+    if len(found) != 1:
+        raise BadInput(f"method {name!r}: {path} must define one Method, it defines {len(found)}")
+    return found[0]
+
+
+def configure(name: str, values: Mapping[str, Any], source: str) -> Record:
+    """Validate `values` as the configuration of method `name`; defaults are filled in."""
+    return parse(find_method(name).Config, values, source)
+
+
+def build(name: str, values: Mapping[str, Any], encoder: Encoder) -> Method:
+    """Build the method `name` on `encoder`."""
+    return find_method(name)(configure(name, values, f"method {name}"), encoder)
