@@ -49,7 +49,7 @@ def gather(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 
@@ -107,7 +107,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def _sum(value: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value)
     return total
 
 
@@ -133,10 +133,9 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    torch._foreach_copy_(
-        gradients,
-        [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
-    )
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def average(value: Tensor) -> Tensor:

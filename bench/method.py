@@ -60,7 +60,7 @@ class Method(nn.Module, ABC):
         """Name each loss and the parameters that it updates; a GAN has two."""
         return {"loss": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
-    def after_step(self, progress: float) -> None:  # noqa: B027 - optional hook
+    def after_step(self, progress: float) -> None:
         """Update what no gradient updates (a momentum encoder, a queue), after each optimiser step."""
 
 

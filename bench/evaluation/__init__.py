@@ -1,0 +1,1 @@
+"""Evaluation: frozen encoder features judged by linear, knn and, later, finetune protocols."""

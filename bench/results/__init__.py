@@ -1,0 +1,1 @@
+"""Results: the Parquet ledger, its statistics and its leaderboards."""

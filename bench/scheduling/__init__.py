@@ -1,0 +1,1 @@
+"""Scheduling: sweeps on Ray. Only this package and the workers it starts import ray."""

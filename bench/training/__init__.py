@@ -1,0 +1,1 @@
+"""Training: one pretraining run, the same on one worker and on many."""
