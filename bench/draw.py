@@ -32,9 +32,7 @@ class Draw:
     stream advances by each call, so the same calls in the same order give the same numbers.
     """
 
-    def __init__(
-        self, seed: int, batch: int, *, rows: slice | None = None, device: torch.device | str = "cpu"
-    ):
+    def __init__(self, seed: int, batch: int, *, rows: slice | None = None, device: torch.device | str = "cpu"):
         self.batch = batch
         self.device = torch.device(device)
         self._rows = rows if rows is not None else slice(0, batch)

@@ -74,9 +74,7 @@ def _resnet(name: str) -> Callable[[], Encoder]:
 
 
 ENCODERS: dict[str, EncoderCard] = {
-    "small": EncoderCard(
-        _small, "4 strided 3x3 convolutions, 0.4 M parameters, 256 features: for CPUs and 64 px"
-    ),
+    "small": EncoderCard(_small, "4 strided 3x3 convolutions, 0.4 M parameters, 256 features: for CPUs and 64 px"),
     "resnet18": EncoderCard(_resnet("resnet18"), "torchvision's ResNet-18, 11 M parameters, 512 features"),
     "resnet34": EncoderCard(_resnet("resnet34"), "torchvision's ResNet-34, 21 M parameters, 512 features"),
     "resnet50": EncoderCard(_resnet("resnet50"), "torchvision's ResNet-50, 24 M parameters, 2048 features"),
