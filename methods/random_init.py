@@ -10,14 +10,14 @@ from bench.method import Method, Views
 from bench.records import Record
 
 
-class Config(Record):
+class RandomInitConfig(Record):
     """A random encoder has nothing to set."""
 
 
 class RandomInit(Method):
     """An untrained encoder: what the architecture alone gives."""
 
-    Config = Config
+    Config = RandomInitConfig
     summary = "control: the encoder as initialised, no training"
     trains = False
 

@@ -1,0 +1,273 @@
+"""One trial from images to ledger rows: pretrain, evaluate, write. Runs in every worker of the trial."""
+
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import views
+from bench.data.pack import Pack, open_pack, pack_size
+from bench.distributed import rank
+from bench.draw import mix
+from bench.encoders import Encoder, build_encoder
+from bench.evaluation import protocols
+from bench.evaluation.linear import Features
+from bench.job import Job
+from bench.method import build
+from bench.results.ledger import Ledger
+from bench.results.schema import Measurement, TrialFacts, rows_table
+from bench.training import checkpoint
+from bench.training.pretrain import Epoch, History, autocast, peak_memory, pretrain
+from bench.trial import Evaluation
+
+Report = Callable[[dict[str, Any]], None]
+FEATURE_BATCH = 256
+
+
+def run_job(job: Job, report: Report) -> None:
+    """Run one trial and report its epochs; the last report says `finished` and its validation `objective`.
+
+    `report` is called by every rank with the same keys; the ledger is written by rank 0.
+    """
+    torch.set_num_threads(job.threads)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = _Trainer(job, device, report)
+    history = trainer.train()
+    outcome: dict[str, Any] = {}
+    if rank() == 0:
+        measurements, objective = evaluate(job, trainer.encoder, device)
+        facts = _facts(job, trainer.encoder, history, objective, device, started, time.perf_counter() - clock)
+        Ledger(Path(job.out)).write(rows_table(facts, measurements))
+        outcome = {"objective": objective}
+    report({"finished": True, "epoch": job.trial.training.epochs, **outcome})
+
+
+class _Trainer:
+    """The pretraining part of a job, with its reports."""
+
+    def __init__(self, job: Job, device: torch.device, report: Report) -> None:
+        self.job, self.device, self.report = job, device, report
+        trial = job.trial
+        encoder = build_encoder(trial.training.backbone, mix(trial.seed, 0) % 2**31)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(trial.seed, 1))
+            method = build(trial.method, trial.config, encoder)
+        self.method = method.to(device, memory_format=torch.channels_last)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as it is now."""
+        return self.method.encoder
+
+    def train(self) -> History:
+        """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
+        saved = self.job.folder / "encoder.safetensors"
+        if saved.exists():
+            tensors, facts = checkpoint.load(saved, str(self.device))
+            checkpoint.restore_module(self.encoder, tensors)
+            return History([Epoch(**epoch) for epoch in facts["epochs"]], facts["peak_memory_bytes"])
+        if not type(self.method).trains:
+            return History()
+        history = pretrain(
+            self.method,
+            _pack(self.job, self.job.trial.data),
+            self.job.trial.training,
+            self.job.trial.seed,
+            state=self.job.folder / "state.safetensors",
+            on_epoch=self._on_epoch,
+        )
+        if rank() == 0:
+            self._save(saved, history)
+        return history
+
+    def _on_epoch(self, epoch: Epoch) -> None:
+        facts: dict[str, Any] = {
+            "epoch": epoch.number,
+            "loss": sum(epoch.losses.values()),
+            "images_per_second": epoch.images_per_second,
+        }
+        if epoch.number in self.job.rungs and rank() == 0:
+            facts["rung_objective"] = quick_objective(self.job, self.encoder, self.device)
+        self.report(facts)
+
+    def _save(self, path: Path, history: History) -> None:
+        facts = {
+            "epochs": [asdict(epoch) for epoch in history.epochs],
+            "peak_memory_bytes": history.peak_memory_bytes,
+            "trial": self.job.trial.model_dump(mode="json"),
+        }
+        checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
+        path.with_name("trial.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        path.with_name("state.safetensors").unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=16)
+def _open(source: str, size: int, cache: str) -> Pack:
+    from bench.data.source import Source
+
+    return open_pack(Source.model_validate_json(source), size, Path(cache))
+
+
+def _pack(job: Job, fingerprint: str) -> Pack:
+    size = pack_size(job.trial.training.image_size)
+    return _open(job.sources[fingerprint].model_dump_json(), size, job.cache)
+
+
+@torch.inference_mode()
+def extract(encoder: Encoder, pack: Pack, split: str, size: int, precision: str) -> Features:
+    """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation."""
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    rows = pack.rows(split)
+    parts = []
+    for some in rows.split(FEATURE_BATCH):
+        images = pack.batch(some, device)
+        view = views.crop(images, views.centre_crop(images.aspect), size)
+        with autocast(precision, device):
+            parts.append(encoder(view.contiguous(memory_format=torch.channels_last)).float())
+    encoder.train(was_training)
+    return Features(torch.cat(parts), pack.labels[rows].to(device))
+
+
+def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[str, ...]) -> Iterator[Features]:
+    pack, training = _pack(job, evaluation.fingerprint), job.trial.training
+    for split in splits:
+        yield extract(encoder, pack, split, training.image_size, training.precision)
+
+
+def quick_objective(job: Job, encoder: Encoder, device: torch.device) -> float:
+    """The mean validation score over the datasets by a cheap linear probe: what pruning decides on."""
+    values = []
+    for evaluation in job.trial.evaluate:
+        train, val = _features(job, encoder, evaluation, ("train", "val"))
+        classes = len(_pack(job, evaluation.fingerprint).classes)
+        values.append(protocols.quick_objective(train, val, classes, evaluation.metric))
+    return sum(values) / len(values)
+
+
+@dataclass
+class _Objective:
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def evaluate(job: Job, encoder: Encoder, device: torch.device) -> tuple[list[Measurement], float]:
+    """Judge the encoder on every dataset with every protocol.
+
+    Everything is chosen on train and val before the test split is read, once. Returns the measurements and
+    the validation objective: the mean over datasets of the headline metric under the objective's protocol.
+    """
+    rows: list[Measurement] = []
+    objective = _Objective()
+    for evaluation in job.trial.evaluate:
+        pack, source = _pack(job, evaluation.fingerprint), job.sources[evaluation.fingerprint]
+        train, val = _features(job, encoder, evaluation, ("train", "val"))
+        chosen = [
+            protocols.select(name, train, val, len(pack.classes), evaluation.metric) for name in evaluation.protocols
+        ]
+        (test,) = _features(job, encoder, evaluation, ("test",))
+        for selected in chosen:
+            if selected.protocol == job.trial.objective:
+                objective.values.append(selected.validation.values[evaluation.metric])
+            for result in protocols.score(selected, train, val, test, seed=job.trial.seed):
+                rows += _measurements(result, source.name, evaluation, pack.classes)
+    return rows, objective.mean
+
+
+def _measurements(
+    result: protocols.Result, dataset: str, evaluation: Evaluation, classes: tuple[str, ...]
+) -> list[Measurement]:
+    """The rows of one protocol's result: one per metric, and the confusion matrix."""
+    common: dict[str, Any] = {
+        "dataset": dataset,
+        "dataset_fingerprint": evaluation.fingerprint,
+        "protocol": result.protocol,
+        "protocol_version": result.version,
+        "variant": result.variant,
+        "split": result.split,
+        "samples": result.scores.samples,
+        "chosen": result.chosen,
+    }
+    rows = []
+    for metric, value in result.scores.values.items():
+        low, high = result.scores.intervals.get(metric, (None, None))
+        headline = metric == evaluation.metric
+        rows.append(Measurement(**common, metric=metric, headline=headline, value=value, low=low, high=high))
+    confusion = tuple(result.scores.confusion.flatten().tolist())
+    rows.append(Measurement(**common, metric="confusion", headline=False, value=None, confusion=confusion, classes=classes))
+    return rows
+
+
+def _facts(
+    job: Job,
+    encoder: Encoder,
+    history: History,
+    objective: float,
+    device: torch.device,
+    started: datetime,
+    wall: float,
+) -> TrialFacts:
+    return trial_facts(
+        job,
+        status="finished",
+        objective=objective,
+        epochs=len(history.epochs),
+        wall_seconds=wall,
+        device_seconds=history.seconds * job.workers,
+        images_per_second=history.images_per_second or None,
+        peak_memory_bytes=history.peak_memory_bytes or peak_memory(device),
+        encoder_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        device=device_name(device),
+        started_at=started,
+    )
+
+
+def trial_facts(job: Job, **measured: Any) -> TrialFacts:
+    """What every ledger row of a job says, with what was `measured`."""
+    trial = job.trial
+    source = job.sources.get(trial.data)
+    facts: dict[str, Any] = {
+        "trial_id": trial.id,
+        "pretrain_id": trial.pretrain_id,
+        "sweep": job.sweep,
+        "sweep_id": job.sweep_id,
+        "stage": job.stage,
+        "configuration": job.configuration,
+        "configuration_id": trial.configuration_id,
+        "method": trial.method,
+        "encoder": trial.training.backbone,
+        "seed": trial.seed,
+        "draw": job.draw,
+        "config": trial.model_dump(mode="json"),
+        "swept": job.swept,
+        "pretrain_dataset": source.name if source else None,
+        "epochs_planned": trial.training.epochs,
+        "workers": job.workers,
+        "git_commit": job.provenance.git_commit,
+        "git_dirty": job.provenance.git_dirty,
+        "versions": job.provenance.versions,
+        "host": socket.gethostname(),
+        "finished_at": datetime.now(UTC),
+    }
+    return TrialFacts(**(facts | measured))
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's architecture and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads)"

@@ -1,0 +1,41 @@
+"""A job: a trial with what a worker needs to run it and its rows need to say of it."""
+
+from functools import cached_property
+from pathlib import Path
+
+from bench.data.source import Source
+from bench.records import Record
+from bench.space import Value
+from bench.trial import Trial
+
+
+class Provenance(Record):
+    """Where the code came from; found once, by the driver."""
+
+    git_commit: str = ""
+    git_dirty: bool = False
+    versions: dict[str, str] = {}
+
+
+class Job(Record):
+    """One trial as a sweep asks for it. Everything here but `trial` leaves the result as it is."""
+
+    trial: Trial
+    sources: dict[str, Source]  # by fingerprint
+    sweep: str
+    sweep_id: str
+    stage: str
+    configuration: str | None = None
+    draw: int | None = None
+    swept: dict[str, Value] = {}
+    rungs: tuple[int, ...] = ()
+    out: str
+    cache: str
+    workers: int = 1
+    threads: int = 1
+    provenance: Provenance = Provenance()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Checkpoints, encoder and errors of this pretraining, shared by all trials that use it."""
+        return Path(self.out) / "trials" / self.trial.pretrain_id[:16]

@@ -1,0 +1,74 @@
+"""Search spaces: what a sweep file says of one hyperparameter, as an Optuna distribution."""
+
+from typing import Self
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import Field, model_validator
+
+from bench.records import Record
+
+Value = bool | int | float | str
+
+
+class Domain(Record):
+    """The values that one hyperparameter may take; exactly one of the kinds is given."""
+
+    uniform: tuple[float, float] | None = Field(None, description="[low, high]")
+    log_uniform: tuple[float, float] | None = Field(None, description="[low, high], uniform in the logarithm; low > 0")
+    integers: tuple[int, int] | None = Field(None, description="[low, high], both included")
+    choice: tuple[Value, ...] | None = Field(None, description="a list of values")
+    step: float | None = Field(None, gt=0, description="grid of uniform or integers")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = {
+            name: getattr(self, name)
+            for name in ("uniform", "log_uniform", "integers", "choice")
+            if getattr(self, name) is not None
+        }
+        if len(kinds) != 1:
+            raise ValueError("give exactly one of uniform, log_uniform, integers, choice")
+        (name, values), *_ = kinds.items()
+        if name == "choice" and (not values or len(set(map(repr, values))) < len(values)):
+            raise ValueError("choice needs values, each once")
+        if name != "choice" and not values[0] <= values[1]:
+            raise ValueError(f"{name}: low {values[0]} is above high {values[1]}")
+        if name == "log_uniform" and values[0] <= 0:
+            raise ValueError("log_uniform needs low > 0")
+        return self
+
+    def ends(self) -> tuple[Value, ...]:
+        """The values whose validity implies that of all others: the bounds, or each choice."""
+        return self.choice or self.uniform or self.log_uniform or self.integers or ()
+
+    def distribution(self) -> BaseDistribution:
+        """Return the Optuna distribution of this domain."""
+        if self.choice is not None:
+            return CategoricalDistribution(self.choice)
+        if self.integers is not None:
+            low, high = self.integers
+            return IntDistribution(low, high, step=int(self.step or 1))
+        low_high = self.uniform or self.log_uniform
+        assert low_high is not None
+        return FloatDistribution(*low_high, log=self.log_uniform is not None, step=self.step)
+
+    def __str__(self) -> str:
+        given = self.model_dump(exclude_none=True)
+        return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in given.items())
+
+
+def sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    """Return the named Optuna sampler: "tpe", "random", "gp" or "qmc"."""
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    if name == "qmc":
+        return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+    return optuna.samplers.RandomSampler(seed=seed)
