@@ -1,0 +1,41 @@
+"""Ledger rows as a typed pandas frame."""
+
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PARAM = "param."
+_REPETITIVE = ("config", "versions")  # long texts that repeat on every row of a trial: kept once in memory
+
+
+def to_frame(table: Any) -> pd.DataFrame:
+    """A typed frame of ledger rows: nullable integers and booleans, UTC times, `param.*` columns for the maps."""
+    kinds: dict[Any, Any] = {pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
+    kinds[pa.bool_()] = pd.BooleanDtype()
+    maps = [name for name in ("swept_numbers", "swept_texts") if name in table.column_names]
+    swept = _swept_columns(table.select(maps))
+    for name in set(_REPETITIVE) & set(table.column_names):
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, pc.dictionary_encode(table[name]))
+    frame: pd.DataFrame = table.drop_columns(maps).to_pandas(types_mapper=kinds.get)
+    extra = {
+        PARAM + name: pa.table({"": column}).to_pandas(types_mapper=kinds.get)[""] for name, column in swept.items()
+    }
+    return frame.assign(**extra)
+
+
+def _swept_columns(maps: Any) -> dict[str, Any]:
+    """One Arrow column per swept hyperparameter: numbers, booleans, or texts where values are mixed."""
+    found: dict[str, list[Any]] = {}
+    for name in maps.column_names:
+        column = maps[name].combine_chunks()
+        for key in sorted(pc.unique(column.keys).to_pylist()) if len(column) else []:
+            found.setdefault(key, []).append(pc.map_lookup(column, key, "first"))
+    columns = {}
+    for key, parts in sorted(found.items()):
+        column = parts[0] if len(parts) == 1 else pc.coalesce(*(part.cast(pa.string()) for part in parts))
+        truths = column.type == pa.string() and set(pc.unique(column).to_pylist()) <= {"true", "false", None}
+        columns[key] = column.cast(pa.bool_()) if truths else column
+    return columns
