@@ -1,0 +1,81 @@
+"""The cache folder, and sha256 digests of files remembered in it."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from bench.data.index import plain
+
+ENVIRONMENT = "BENCH_CACHE"
+UNREADABLE = "unreadable"  # stands for the digest of a file that cannot be read
+_SETTLED_NS = 200_000_000  # a file changed more recently may change again within one tick of its clock
+_log = logging.getLogger(__name__)
+
+Stamps = Mapping[str, tuple[int, int]]
+
+
+def cache_folder() -> Path:
+    """Where packs and digests are kept: BENCH_CACHE, else the user's cache folder."""
+    named = os.environ.get(ENVIRONMENT)
+    return Path(named).expanduser().absolute() if named else user_cache_path("bench")
+
+
+def file_digests(folder: Path, stamps: Stamps, cache: Path) -> dict[str, str]:
+    """Sha256 of every file of `stamps` (relative name -> size, mtime in ns), read only where they changed."""
+    memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()}.json"
+    known = _recall(memory)
+    fresh = [file for file, stamp in stamps.items() if _entry(known, file)[:2] != stamp]
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        hashed = dict(zip(fresh, pool.map(_sha256, (folder / file for file in fresh)), strict=True))
+    found = {file: hashed.get(file) or _entry(known, file)[2] for file in stamps}
+    if hashed or len(known) != len(stamps):
+        _remember(memory, stamps, found)
+    return found
+
+
+def _entry(known: Mapping[str, list[object]], file: str) -> tuple[int, int, str]:
+    match known.get(plain(file)):
+        case [int(size), int(changed), str(digest)]:
+            return size, changed, digest
+    return -1, -1, ""
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return UNREADABLE
+
+
+def _recall(memory: Path) -> dict[str, list[object]]:
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, stamps: Stamps, found: Mapping[str, str]) -> None:
+    """Keep the digests; a cache that cannot be written only costs time, so it is no error."""
+    limit = time.time_ns() - _SETTLED_NS
+    entries = {
+        plain(file): [*stamp, found[file]]
+        for file, stamp in stamps.items()
+        if stamp[1] < limit and found[file] != UNREADABLE
+    }
+    temporary = memory.with_name(f"{memory.name}.{os.getpid()}.{time.time_ns()}.tmp")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
+        temporary.replace(memory)
+    except OSError as error:
+        _log.warning("digests are not remembered: %s", error)
+        temporary.unlink(missing_ok=True)

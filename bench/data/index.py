@@ -1,0 +1,83 @@
+"""The index of a dataset: its files, classes and splits, without any pixel. Imports no torch."""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.data.source import Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+VAL_SHARE = 0.2  # of the train images of each class, where a dataset brings no val split
+
+
+@dataclass(frozen=True)
+class Index:
+    """Every image of a dataset in a fixed order.
+
+    `files`: relative names with forward slashes; `labels`: int64 `[N]`, positions in `classes`, -1 where
+    unlabelled; `splits`: `[N]`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64] = field(repr=False)
+    splits: tuple[Split, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def counts(self) -> dict[Split, int]:
+        """Images per split; every split is named, an empty one with 0."""
+        return {split: self.splits.count(split) for split in SPLITS}
+
+    def count(self, split: Split) -> int:
+        """Images of one split."""
+        return self.counts[split]
+
+    def labels_of(self, split: Split) -> npt.NDArray[np.int64]:
+        """Labels int64 `[count]` of one split."""
+        chosen = np.array([one == split for one in self.splits], dtype=bool)
+        return np.asarray(self.labels[chosen], dtype=np.int64)
+
+
+def build_index(name: str, rows: Iterable[tuple[str, str, Split]]) -> Index:
+    """Index (file, class, split) rows in file order; the class of an unlabelled row is not looked at."""
+    ordered = sorted(rows, key=lambda row: plain(row[0]))
+    classes = tuple(sorted({label for _, label, split in ordered if split != "unlabelled"}))
+    number = {label: position for position, label in enumerate(classes)}
+    labels = [-1 if split == "unlabelled" else number[label] for _, label, split in ordered]
+    return Index(
+        name=name,
+        classes=classes,
+        files=tuple(file for file, _, _ in ordered),
+        labels=np.array(labels, dtype=np.int64),
+        splits=tuple(split for _, _, split in ordered),
+    )
+
+
+def cut(files: Sequence[str], share: float, *, seed: int = 0) -> set[str]:
+    """Choose a `share` of one class's files, at least 1 of 2 or more and never all of them.
+
+    The choice is by a hash of each name: it depends neither on the order of a listing nor on the machine.
+    """
+    count = min(max(round(len(files) * share), 1), len(files) - 1)
+    return set(sorted(files, key=lambda file: (_rank(file, seed), file))[: max(count, 0)])
+
+
+def plain(text: str) -> str:
+    """One spelling per name: Unicode NFC (macOS stores NFD), undecodable bytes escaped."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _rank(file: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{plain(file)}".encode()).digest()
