@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def resolve(reference: str) -> Dataset:
 def index_of(source: Source, cache: Path) -> Index:
     """Index a source anew, where its images are; BadData when they are no longer what was resolved."""
     if source.reader == "builtin":
-        index, fingerprint = _builtin(source.location)
+        index, fingerprint = _builtin(source.location, cache)
     else:
         folder = Path(source.location)
         if not folder.is_dir():
@@ -120,7 +121,7 @@ def _from_card(path: Path) -> Dataset:
             raise BadInput(f"{path}: location: no folder {str(folder)!r}")
         dataset = _from_folder(folder, name, card.metric)
     else:
-        index, fingerprint = _builtin(card.location, f"{path}: location: ")
+        index, fingerprint = _builtin(card.location, cache_folder(), f"{path}: location: ")
         source = _source(name, "builtin", card.location, fingerprint, card.metric)
         dataset = Dataset(source, index)
     _check_card(path, card, dataset.index)
@@ -133,9 +134,7 @@ def _from_folder(folder: Path, name: str | None, metric: Metric) -> Dataset:
     return Dataset(source, data.index)
 
 
-def _source(
-    name: str, reader: Literal["builtin", "folder"], location: str, fingerprint: str, metric: Metric
-) -> Source:
+def _source(name: str, reader: Literal["builtin", "folder"], location: str, fingerprint: str, metric: Metric) -> Source:
     return Source(name=name, reader=reader, location=location, fingerprint=fingerprint, metric=metric)
 
 
@@ -151,7 +150,7 @@ def _check_card(path: Path, card: DatasetCard, index: Index) -> None:
             raise BadInput(f"{path}: counts: {split} is {count} in the card but {index.counts[split]} images")
 
 
-def _builtin(family: str, where: str = "") -> tuple[Index, str]:
+def _builtin(family: str, cache: Path, where: str = "") -> tuple[Index, str]:
     from bench.data import builtin
 
     if family not in builtin.FAMILIES:
@@ -159,7 +158,7 @@ def _builtin(family: str, where: str = "") -> tuple[Index, str]:
         error.args = (f"{where}{error}",)
         raise error
     fingerprint = builtin.fingerprint(family)
-    labels = _builtin_labels(family, cache_folder() / "labels" / f"{fingerprint}.npz")
+    labels = _builtin_labels(family, cache / "labels" / f"{fingerprint}.npz")
     files = [f"{split}/{row:05d}" for split in SPLITS for row in range(len(labels[split]))]
     index = Index(
         name=family,
@@ -182,7 +181,7 @@ def _builtin_labels(family: str, memory: Path) -> dict[str, npt.NDArray[np.int64
         labels: dict[str, npt.NDArray[np.int64]] = {split: draw_split(family, split)[1] for split in SPLITS}
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.npz")
+        temporary = memory.with_suffix(f".{os.getpid()}.{time.time_ns()}.npz")
         np.savez(temporary, **labels)  # type: ignore[arg-type]
         temporary.replace(memory)
     return labels

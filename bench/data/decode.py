@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from bench.errors import BadData
 
 MAX_PIXELS = 150_000_000  # a larger picture is refused: decoded it takes half a gigabyte
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,6 +91,8 @@ def _checked_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1 where the EXIF block is broken, which is common and harmless."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
     except Exception:

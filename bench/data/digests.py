@@ -1,5 +1,6 @@
 """The cache folder, and sha256 digests of files remembered in it."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -78,4 +79,5 @@ def _remember(memory: Path, stamps: Stamps, found: Mapping[str, str]) -> None:
         temporary.replace(memory)
     except OSError as error:
         _log.warning("digests are not remembered: %s", error)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bench.data.digests import file_digests
 from bench.data.index import VAL_SHARE, Index, build_index, cut, plain
@@ -16,7 +16,7 @@ from bench.errors import BadInput, suggestion
 from bench.records import canonical_json
 
 READER_VERSION = 1  # part of every fingerprint: raise it when the same folder would be indexed differently
-EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 _IGNORED = frozenset({"__MACOSX"})
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def scan(folder: Path) -> dict[str, tuple[int, int]]:
             if _is_folder(entry):
                 inner = (entry.path, f"{name}/")
                 (pending.append if entry.is_symlink() else pending.appendleft)(inner)
-            elif entry.name.rpartition(".")[2].lower() in EXTENSIONS:
+            elif PurePath(entry.name).suffix.lower() in EXTENSIONS:
                 stamp = _stamp(entry)
                 found |= {name: stamp} if stamp else {}
     return found
