@@ -1,5 +1,6 @@
-"""Ledger rows as a typed pandas frame."""
+"""Typed pandas frames: of ledger rows, and the stated columns of leaderboards and comparisons."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,58 @@ import pyarrow.compute as pc
 
 PARAM = "param."
 _REPETITIVE = ("config", "versions")  # long texts that repeat on every row of a trial: kept once in memory
+
+LEADERBOARD: Any = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("sweep_id", pa.string()),
+        ("stage", pa.string()),  # "search" while nothing is confirmed
+        ("configuration", pa.string()),
+        ("role", pa.string()),  # best, baseline or control
+        ("configuration_id", pa.string()),
+        ("method", pa.string()),
+        ("encoder", pa.string()),
+        ("protocol", pa.string()),
+        ("variant", pa.string()),
+        ("dataset", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),  # mean over seeds of the test score, fraction; null where there is none
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("interval", pa.string()),  # what low and high are over
+        ("seeds", pa.int64()),
+        ("samples", pa.int64()),  # test samples
+        ("rank", pa.float64()),  # average over the datasets; null for a configuration that lacks one
+        ("best", pa.bool_()),  # the highest value of the dataset
+        ("tie", pa.bool_()),  # not separated from the best; null where it cannot be told
+        ("objective", pa.float64()),  # mean over seeds of the validation objective
+        ("device_seconds", pa.float64()),  # per trial, mean
+        ("images_per_second", pa.float64()),  # per trial, mean
+        ("peak_memory_bytes", pa.float64()),  # per trial, mean
+    ]
+)
+
+COMPARISON: Any = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("sweep_id", pa.string()),
+        ("protocol", pa.string()),
+        ("variant", pa.string()),
+        ("configuration", pa.string()),
+        ("baseline", pa.string()),
+        ("role", pa.string()),  # the baseline's
+        ("dataset", pa.string()),  # null: over all datasets
+        ("difference", pa.float64()),  # configuration minus baseline, fraction
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p_value", pa.float64()),
+        ("interval", pa.string()),
+        ("seeds", pa.int64()),
+        ("missing", pa.int64()),  # seeds without a pair
+        ("datasets", pa.int64()),
+        ("separated", pa.bool_()),  # null where it cannot be told
+    ]
+)
 
 
 def to_frame(table: Any) -> pd.DataFrame:
@@ -26,6 +79,17 @@ def to_frame(table: Any) -> pd.DataFrame:
     return frame.assign(**extra)
 
 
+def typed_frame(records: list[dict[str, Any]], schema: Any) -> pd.DataFrame:
+    """A frame of exactly the schema's columns and types."""
+    clean = [{name: None if _missing(value) else value for name, value in record.items()} for record in records]
+    return to_frame(pa.Table.from_pylist(clean, schema=schema))
+
+
+def rows_of(frame: pd.DataFrame) -> list[Any]:
+    """The frame's rows as named tuples."""
+    return list(frame.itertuples(index=False))
+
+
 def _swept_columns(maps: Any) -> dict[str, Any]:
     """One Arrow column per swept hyperparameter: numbers, booleans, or texts where values are mixed."""
     found: dict[str, list[Any]] = {}
@@ -39,3 +103,7 @@ def _swept_columns(maps: Any) -> dict[str, Any]:
         truths = column.type == pa.string() and set(pc.unique(column).to_pylist()) <= {"true", "false", None}
         columns[key] = column.cast(pa.bool_()) if truths else column
     return columns
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
