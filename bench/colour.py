@@ -1,9 +1,9 @@
 """Colour operations on views, float32 `[B,3,S,S]` in 0..1, each sample with its own random numbers.
 
-Each has torchvision's definition, takes the same count of numbers from the draw whatever its settings (so that
-two configurations differ by what they set and not by their random numbers), and returns a new tensor or `x`
-itself; `x` is not changed. No operation waits for the device: on a CPU only the samples chosen are computed,
-elsewhere all are and the result is selected.
+Each has torchvision's definition and takes the same count of numbers from the draw whatever its settings, so that
+two configurations differ by what they set and not by their random numbers. `x` is not changed unless `inplace`
+allows to overwrite it, which saves a copy; what counts is the tensor returned. No operation waits for the device:
+on a CPU only the samples chosen are computed, elsewhere all are and the result is selected.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,8 @@ def colour_jitter(
     saturation: float,
     hue: float,
     probability: float = 1.0,
+    *,
+    inplace: bool = False,
 ) -> Tensor:
     """Change the four in an order random for each sample, as torchvision's ColorJitter.
 
@@ -38,11 +40,13 @@ def colour_jitter(
     order = draw.permutation(3)
     place = draw.integers(4)
     chosen = draw.chance(probability)
-    return x if probability <= 0 else jitter(x, factors, turn, order, place, chosen)
+    if probability <= 0:
+        return x
+    return jitter(x if inplace else x.clone(), factors, turn, order, place, chosen)
 
 
 def jitter(x: Tensor, factors: Tensor, turn: Tensor, order: Tensor, place: Tensor, chosen: Tensor) -> Tensor:
-    """Change brightness, contrast, saturation and hue of the samples `chosen` (`[B]` booleans).
+    """Change brightness, contrast, saturation and hue of the samples `chosen` (`[B]` booleans); overwrites `x`.
 
     `factors`: `[B,3]` of brightness, contrast and saturation; `order`: `[B,3]` permutations of these; `turn`: `[B]`
     shares of the hue circle; `place`: `[B]`, how many of the three come before the hue, 0..3.
@@ -50,33 +54,38 @@ def jitter(x: Tensor, factors: Tensor, turn: Tensor, order: Tensor, place: Tenso
     slots = _slots(factors, order)
     if x.device.type != "cpu":
         return _jitter_all(x, slots, turn, place, chosen)
-    out = x.clone()
     for before in range(4):
         index = (chosen & (place == before)).nonzero()[:, 0]
         for part in blocks(len(index), x[:1].numel()):
             rows = index[part]
-            out[rows] = _jitter(x[rows], slots[rows], turn[rows], before)
-    return out
+            x[rows] = _jitter(x.index_select(0, rows), slots[rows], turn[rows], before)
+    return x
 
 
-def grayscale(x: Tensor, draw: Draw, probability: float) -> Tensor:
+def grayscale(x: Tensor, draw: Draw, probability: float, *, inplace: bool = False) -> Tensor:
     """Replace the samples chosen with `probability` by their luma in all three channels."""
-    return _sometimes(x, draw.chance(probability), probability, lambda x: luma(x).expand_as(x))
+    return _sometimes(x, draw, probability, inplace, lambda x: luma(x).expand_as(x))
 
 
-def gamma(x: Tensor, draw: Draw, low: float, high: float, probability: float = 1.0) -> Tensor:
+def gamma(x: Tensor, draw: Draw, low: float, high: float, probability: float = 1.0, *, inplace: bool = False) -> Tensor:
     """Raise to a power uniform in [low, high], 0 <= low <= high, the same for all pixels of a sample."""
     power = draw.uniform(low, high)
-    return _sometimes(x, draw.chance(probability), probability, raise_to, power)
+    return _sometimes(x, draw, probability, inplace, raise_to, power)
 
 
-def solarize(x: Tensor, draw: Draw, probability: float) -> Tensor:
+def solarize(x: Tensor, draw: Draw, probability: float, *, inplace: bool = False) -> Tensor:
     """Invert the values of at least a half in the samples chosen (BYOL, appendix B)."""
-    return _sometimes(x, draw.chance(probability), probability, lambda x: torch.minimum(x, 1 - x))
+    return _sometimes(x, draw, probability, inplace, lambda x: torch.minimum(x, 1 - x))
 
 
 def blur(
-    x: Tensor, draw: Draw, probability: float, kernel: float = 0.1, sigma: tuple[float, float] = (0.1, 2.0)
+    x: Tensor,
+    draw: Draw,
+    probability: float,
+    kernel: float = 0.1,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    *,
+    inplace: bool = False,
 ) -> Tensor:
     """Blur by a Gaussian with a deviation uniform in `sigma` pixels, edges reflected (SimCLR, appendix A).
 
@@ -85,7 +94,7 @@ def blur(
     side = x.shape[-1]
     taps = min(max(3, int(kernel * side) | 1), 2 * side - 1)
     deviation = draw.uniform(*sigma)
-    return _sometimes(x, draw.chance(probability), probability, lambda x, s: blur_by(x, s, taps), deviation)
+    return _sometimes(x, draw, probability, inplace, lambda x, s: blur_by(x, s, taps), deviation)
 
 
 def luma(x: Tensor) -> Tensor:
@@ -103,11 +112,11 @@ def raise_to(x: Tensor, power: Tensor) -> Tensor:
 def blur_by(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
     """Gaussian blur with deviations `sigma` `[B]` over `taps` pixels each way (odd)."""
     rows, columns = (gaussian(sigma, taps, side) for side in x.shape[2:])
-    return separable(x, rows, columns).clamp_(0, 1)
+    return separable(x, rows, columns)
 
 
-def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of `[B,3,H,W]` by `turn` `[B]`, shares of the circle in -1..1; value and saturation stay.
+def turn_hue_(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of `[B,3,H,W]` by `turn` `[B]`, shares of the circle in -1..1, in place.
 
     With w = (x - min) / (max - min), the hue lies 1 + w_green + w_blue - w_red from red on the circle of length 6,
     on green's side where green > blue. Each channel is then a clamped triangle wave of the turned hue. There is
@@ -119,17 +128,16 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     least = torch.minimum(red, green)
     torch.minimum(least, blue, out=least)
     chroma = most - least
-    angle = (green + blue).sub_(red).sub_(least).div_(chroma.clamp(min=1e-12)).add_(1)
-    angle = torch.copysign(angle, green - blue, out=angle)
+    spare = chroma.clamp(min=1e-12)
+    angle = (green + blue).sub_(red).sub_(least).div_(spare).add_(1)
+    torch.copysign(angle, torch.sub(green, blue, out=spare), out=angle)
     angle.mul_(1 / 6).add_((turn + 2).view(-1, 1, 1)).frac_()  # in 0..1: 0 red, 1/3 green, 2/3 blue
-    out = torch.empty_like(x)
-    base = least.sub_(chroma)
-    top = most.add_(chroma)
+    base, top = least.sub_(chroma), most.add_(chroma)
     chroma.mul_(6)
     for channel, (centre, start, sign) in enumerate([(1 / 2, base, 1), (1 / 3, top, -1), (2 / 3, top, -1)]):
-        away = torch.sub(angle, centre).abs_().clamp_(1 / 6, 1 / 3)
-        torch.addcmul(start, away, chroma, value=sign, out=out[:, channel])
-    return out.clamp_(0, 1)
+        torch.sub(angle, centre, out=spare).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(start, spare, chroma, value=sign, out=x[:, channel])
+    return x.clamp_(0, 1)
 
 
 def _slots(factors: Tensor, order: Tensor) -> Tensor:
@@ -152,7 +160,7 @@ def _jitter(x: Tensor, slots: Tensor, turn: Tensor, before: int) -> Tensor:
     """Apply the slots `[B,n,3]` in turn with the hue after the first `before` of them; `x` is overwritten."""
     for slot in slots[:, :before].unbind(1):
         _mix(x, slot)
-    x = turn_hue(x, turn)
+    turn_hue_(x, turn)
     for slot in slots[:, before:].unbind(1):
         _mix(x, slot)
     return x
@@ -169,16 +177,17 @@ def _jitter_all(x: Tensor, slots: Tensor, turn: Tensor, place: Tensor, chosen: T
 
 
 def _sometimes(
-    x: Tensor, chosen: Tensor, probability: float, change: Callable[..., Tensor], *parameters: Tensor
+    x: Tensor, draw: Draw, probability: float, inplace: bool, change: Callable[..., Tensor], *parameters: Tensor
 ) -> Tensor:
-    """Replace the samples `chosen` (`[B]`) by `change(samples, *parameters)`, parameters `[B]` each."""
+    """Replace samples with `probability` by `change(samples, *parameters)`, parameters `[B]` each."""
+    chosen = draw.chance(probability)
     if probability <= 0:
         return x
     if x.device.type != "cpu":
         return torch.where(chosen.view(-1, 1, 1, 1), change(x, *parameters), x)
-    out = x.clone()
+    x = x if inplace else x.clone()
     index = chosen.nonzero()[:, 0]
     for part in blocks(len(index), x[:1].numel()):
         rows = index[part]
-        out[rows] = change(x[rows], *(parameter[rows] for parameter in parameters))
-    return out
+        x[rows] = change(x.index_select(0, rows), *(parameter[rows] for parameter in parameters))
+    return x

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CACHE = 2**18  # floats that a CPU core keeps near: work on larger batches goes in blocks of about this size
+CACHE = 2**17  # floats that a CPU core keeps near: work on larger batches goes in blocks of about this size
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Band:
     def part(self, rows: slice) -> "Band":
         """The bands of some samples."""
         return Band(self.index[rows], self.weight[rows])
+
+    def scaled(self, factor: float) -> "Band":
+        """The same with all weights times `factor`."""
+        return Band(self.index, self.weight * factor)
 
     def dense(self, length: int) -> Tensor:
         """The same as matrices `[B,S,length]`."""
@@ -79,8 +83,9 @@ def blocks(count: int, floats: int) -> Iterator[slice]:
 
 
 def separable(x: Tensor, rows: Band, columns: Band, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Apply `rows` down and `columns` across `[B,C,H,W]` numbers of any type; returns float32 `[B,C,S,T]`.
+    """Apply `rows` down and `columns` across `[B,C,H,W]` numbers of any type.
 
+    Returns float32 `[B,C,S,T]` in 0..1: the bands keep pixels in that range but for rounding, which is cut.
     `dtype` is the precision of the matrix products away from the CPU.
     """
     return _sums(x, rows, columns) if x.device.type == "cpu" else products(x, rows, columns, dtype)
@@ -92,10 +97,10 @@ def products(x: Tensor, rows: Band, columns: Band, dtype: torch.dtype) -> Tensor
     down = rows.dense(height).to(dtype).unsqueeze(1)
     across = columns.dense(width).to(dtype).mT.unsqueeze(1)
     x = x.to(dtype)
-    rows_first = (height + across.shape[3]) * width * down.shape[2] <= (
-        width + down.shape[2]
-    ) * height * across.shape[3]
-    return (down @ x @ across if rows_first else down @ (x @ across)).float()
+    rows_first = (height + across.shape[3]) * width * down.shape[2] <= (width + down.shape[2]) * height * across.shape[
+        3
+    ]
+    return (down @ x @ across if rows_first else down @ (x @ across)).float().clamp_(0, 1)
 
 
 def _sums(x: Tensor, rows: Band, columns: Band) -> Tensor:
@@ -103,7 +108,7 @@ def _sums(x: Tensor, rows: Band, columns: Band) -> Tensor:
     out = x.new_empty((batch, channels, rows.index.shape[1], columns.index.shape[1]), dtype=torch.float32)
     for part in blocks(batch, channels * height * width):
         down = _bags(x[part].float(), rows.part(part))
-        out[part] = _bags(down.mT.contiguous(), columns.part(part)).mT
+        out[part] = _bags(down.mT.contiguous(), columns.part(part)).clamp_(0, 1).mT
     return out
 
 

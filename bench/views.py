@@ -66,4 +66,4 @@ def crop(
     top, left, tall, wide = boxes.unbind(1)
     rows = triangle(top * height, tall * height, size, height)
     columns = triangle(left * width, wide * width, size, width, flip)
-    return separable(images.pixels, rows, columns, dtype).div_(255).clamp_(0, 1)
+    return separable(images.pixels, rows.scaled(1 / 255), columns, dtype)

@@ -59,7 +59,7 @@ def jitters() -> tuple[Tensor, ...]:
 
 def test_jitter_equals_torchvision_in_every_order(jitters: tuple[Tensor, ...]) -> None:
     x, factors, turn, order, place, chosen = jitters
-    ours = colour.jitter(*jitters)
+    ours = colour.jitter(x.clone(), *jitters[1:])
     for i in range(len(x)):
         theirs = by_torchvision(x[i], factors[i].tolist(), turn[i].item(), order[i].tolist(), int(place[i]))
         torch.testing.assert_close(ours[i], theirs if chosen[i] else x[i], atol=2e-5, rtol=0)
@@ -70,15 +70,15 @@ def test_jitter_equals_torchvision_in_every_order(jitters: tuple[Tensor, ...]) -
 def test_jitter_without_branches_equals_jitter_by_groups(jitters: tuple[Tensor, ...]) -> None:
     x, factors, turn, order, place, chosen = jitters
     ours = colour._jitter_all(x, colour._slots(factors, order), turn, place, chosen)
-    torch.testing.assert_close(ours, colour.jitter(*jitters), atol=1e-6, rtol=0)
     assert torch.equal(ours[~chosen], x[~chosen])
+    torch.testing.assert_close(ours, colour.jitter(x.clone(), *jitters[1:]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.31, 0.0, 1e-4, 1 / 6, 1 / 3, 0.5])
 def test_hue_equals_torchvision_and_colorsys(turn: float) -> None:
     steps = torch.linspace(0, 1, 9)
     cube = torch.cartesian_prod(steps, steps, steps).T.reshape(1, 3, 27, 27)  # every tie and gray is in it
-    ours = colour.turn_hue(cube, torch.tensor([turn]))
+    ours = colour.turn_hue_(cube.clone(), torch.tensor([turn]))
     torch.testing.assert_close(ours, tv.adjust_hue(cube, turn), atol=2e-6, rtol=0)
     for before, after in zip(cube.flatten(2)[0].T[::37].tolist(), ours.flatten(2)[0].T[::37].tolist(), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*before)
@@ -246,7 +246,20 @@ def test_gamma_of_nothing_is_finite(pixel: float) -> None:
     torch.testing.assert_close(out, torch.full_like(x, float(pixel > 0)))
 
 
-def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, jitters: tuple[Tensor, ...]) -> None:
-    whole = colour.jitter(*jitters), colour.blur(jitters[0], Draw(0, 120), 0.5)
-    monkeypatch.setattr("bench.resample.CACHE", 2000)
-    torch.testing.assert_close((colour.jitter(*jitters), colour.blur(jitters[0], Draw(0, 120), 0.5)), whole)
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noise(40)
+    whole = [operation(x, Draw(0, 40), 0.7) for operation in OPERATIONS.values()]
+    monkeypatch.setattr("bench.resample.CACHE", 700)
+    parts = [operation(x, Draw(0, 40), 0.7) for operation in OPERATIONS.values()]
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+
+
+def test_inplace_overwrites_and_gives_the_same() -> None:
+    operations: list[Callable[..., Tensor]] = [colour.grayscale, colour.solarize, colour.blur]
+    operations.append(lambda x, draw, p, **options: colour.gamma(x, draw, 0.5, 2.0, p, **options))
+    operations.append(lambda x, draw, p, **options: colour.colour_jitter(x, draw, 0.4, 0.4, 0.4, 0.1, p, **options))
+    for operation in operations:
+        x = noise(9)
+        expected = operation(x, Draw(0, 9), 0.5)
+        assert torch.equal(operation(x, Draw(0, 9), 0.5, inplace=True), expected)
+        assert torch.equal(x, expected)

@@ -169,12 +169,12 @@ def test_fractional_boxes_interpolate_between_whole_ones() -> None:
 def test_matrix_products_equal_the_row_sums() -> None:
     pixels = noise(4, 40, 70)
     boxes = views.random_resized_crop(torch.full((4,), 1.75), Draw(0, 4))
-    rows = triangle(boxes[:, 0] * 40, boxes[:, 2] * 40, 24, 40)
+    rows = triangle(boxes[:, 0] * 40, boxes[:, 2] * 40, 24, 40).scaled(1 / 255)
     columns = triangle(boxes[:, 1] * 70, boxes[:, 3] * 70, 32, 70, torch.tensor([True, False, True, False]))
-    sums = separable(pixels, rows, columns) / 255
-    torch.testing.assert_close(products(pixels, rows, columns, torch.float32) / 255, sums, atol=1e-5, rtol=0)
-    torch.testing.assert_close(products(pixels, rows, columns, torch.float16) / 255, sums, atol=1e-3, rtol=0)
-    turned = products(pixels.mT, columns, rows, torch.float32) / 255
+    sums = separable(pixels, rows, columns)
+    torch.testing.assert_close(products(pixels, rows, columns, torch.float32), sums, atol=1e-5, rtol=0)
+    torch.testing.assert_close(products(pixels, rows, columns, torch.float16), sums, atol=1e-3, rtol=0)
+    turned = products(pixels.mT, columns, rows, torch.float32)
     torch.testing.assert_close(turned.mT, sums, atol=1e-5, rtol=0)
 
 
