@@ -16,6 +16,7 @@ import torch
 
 from bench import views
 from bench.data.pack import Pack, open_pack, pack_size
+from bench.data.source import Source, Split
 from bench.distributed import rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
@@ -24,7 +25,7 @@ from bench.evaluation.linear import Features
 from bench.job import Job
 from bench.method import build
 from bench.results.ledger import Ledger
-from bench.results.schema import Measurement, TrialFacts, rows_table
+from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
 from bench.training import checkpoint
 from bench.training.pretrain import Epoch, History, autocast, peak_memory, pretrain
 from bench.trial import Evaluation
@@ -33,19 +34,18 @@ Report = Callable[[dict[str, Any]], None]
 FEATURE_BATCH = 256
 
 
-def run_job(job: Job, report: Report) -> None:
+def run_job(job: Job, report: Report, device: torch.device) -> None:
     """Run one trial and report its epochs; the last report says `finished` and its validation `objective`.
 
-    `report` is called by every rank with the same keys; the ledger is written by rank 0.
+    `report` is called by every rank; the ledger is written by rank 0.
     """
     torch.set_num_threads(job.threads)
     started, clock = datetime.now(UTC), time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = _Trainer(job, device, report)
     history = trainer.train()
     outcome: dict[str, Any] = {}
     if rank() == 0:
-        measurements, objective = evaluate(job, trainer.encoder, device)
+        measurements, objective = evaluate(job, trainer.encoder)
         facts = _facts(job, trainer.encoder, history, objective, device, started, time.perf_counter() - clock)
         Ledger(Path(job.out)).write(rows_table(facts, measurements))
         outcome = {"objective": objective}
@@ -62,7 +62,7 @@ class _Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(trial.seed, 1))
             method = build(trial.method, trial.config, encoder)
-        self.method = method.to(device, memory_format=torch.channels_last)
+        self.method = method.to(device).to(memory_format=torch.channels_last)
 
     @property
     def encoder(self) -> Encoder:
@@ -97,7 +97,7 @@ class _Trainer:
             "images_per_second": epoch.images_per_second,
         }
         if epoch.number in self.job.rungs and rank() == 0:
-            facts["rung_objective"] = quick_objective(self.job, self.encoder, self.device)
+            facts["rung_objective"] = quick_objective(self.job, self.encoder)
         self.report(facts)
 
     def _save(self, path: Path, history: History) -> None:
@@ -113,8 +113,6 @@ class _Trainer:
 
 @lru_cache(maxsize=16)
 def _open(source: str, size: int, cache: str) -> Pack:
-    from bench.data.source import Source
-
     return open_pack(Source.model_validate_json(source), size, Path(cache))
 
 
@@ -124,14 +122,14 @@ def _pack(job: Job, fingerprint: str) -> Pack:
 
 
 @torch.inference_mode()
-def extract(encoder: Encoder, pack: Pack, split: str, size: int, precision: str) -> Features:
+def extract(encoder: Encoder, pack: Pack, split: Split, size: int, precision: str) -> Features:
     """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation."""
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
     rows = pack.rows(split)
     parts = []
-    for some in rows.split(FEATURE_BATCH):
+    for some in torch.split(rows, FEATURE_BATCH):
         images = pack.batch(some, device)
         view = views.crop(images, views.centre_crop(images.aspect), size)
         with autocast(precision, device):
@@ -140,13 +138,13 @@ def extract(encoder: Encoder, pack: Pack, split: str, size: int, precision: str)
     return Features(torch.cat(parts), pack.labels[rows].to(device))
 
 
-def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[str, ...]) -> Iterator[Features]:
+def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[Split, ...]) -> Iterator[Features]:
     pack, training = _pack(job, evaluation.fingerprint), job.trial.training
     for split in splits:
         yield extract(encoder, pack, split, training.image_size, training.precision)
 
 
-def quick_objective(job: Job, encoder: Encoder, device: torch.device) -> float:
+def quick_objective(job: Job, encoder: Encoder) -> float:
     """The mean validation score over the datasets by a cheap linear probe: what pruning decides on."""
     values = []
     for evaluation in job.trial.evaluate:
@@ -165,7 +163,7 @@ class _Objective:
         return sum(self.values) / len(self.values)
 
 
-def evaluate(job: Job, encoder: Encoder, device: torch.device) -> tuple[list[Measurement], float]:
+def evaluate(job: Job, encoder: Encoder) -> tuple[list[Measurement], float]:
     """Judge the encoder on every dataset with every protocol.
 
     Everything is chosen on train and val before the test split is read, once. Returns the measurements and
@@ -182,7 +180,7 @@ def evaluate(job: Job, encoder: Encoder, device: torch.device) -> tuple[list[Mea
         (test,) = _features(job, encoder, evaluation, ("test",))
         for selected in chosen:
             if selected.protocol == job.trial.objective:
-                objective.values.append(selected.validation.values[evaluation.metric])
+                objective.values.append(selected.best.scores.value(evaluation.metric))
             for result in protocols.score(selected, train, val, test, seed=job.trial.seed):
                 rows += _measurements(result, source.name, evaluation, pack.classes)
     return rows, objective.mean
@@ -205,10 +203,12 @@ def _measurements(
     rows = []
     for metric, value in result.scores.values.items():
         low, high = result.scores.intervals.get(metric, (None, None))
-        headline = metric == evaluation.metric
+        headline = result.headline and metric == evaluation.metric
         rows.append(Measurement(**common, metric=metric, headline=headline, value=value, low=low, high=high))
     confusion = tuple(result.scores.confusion.flatten().tolist())
-    rows.append(Measurement(**common, metric="confusion", headline=False, value=None, confusion=confusion, classes=classes))
+    rows.append(
+        Measurement(**common, metric="confusion", headline=False, value=None, confusion=confusion, classes=classes)
+    )
     return rows
 
 
@@ -243,17 +243,12 @@ def trial_facts(job: Job, **measured: Any) -> TrialFacts:
     facts: dict[str, Any] = {
         "trial_id": trial.id,
         "pretrain_id": trial.pretrain_id,
-        "sweep": job.sweep,
-        "sweep_id": job.sweep_id,
-        "stage": job.stage,
-        "configuration": job.configuration,
+        "membership": membership(job),
         "configuration_id": trial.configuration_id,
         "method": trial.method,
         "encoder": trial.training.backbone,
         "seed": trial.seed,
-        "draw": job.draw,
         "config": trial.model_dump(mode="json"),
-        "swept": job.swept,
         "pretrain_dataset": source.name if source else None,
         "epochs_planned": trial.training.epochs,
         "workers": job.workers,
@@ -264,6 +259,19 @@ def trial_facts(job: Job, **measured: Any) -> TrialFacts:
         "finished_at": datetime.now(UTC),
     }
     return TrialFacts(**(facts | measured))
+
+
+def membership(job: Job) -> Membership:
+    """The place of a job's trial in its sweep."""
+    return Membership(
+        sweep=job.sweep,
+        sweep_id=job.sweep_id,
+        stage=job.stage,
+        configuration=job.configuration,
+        role=job.role,
+        draw=job.draw,
+        swept=job.swept,
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from bench.data.source import Source
 from bench.records import Record
@@ -14,7 +17,7 @@ class Provenance(Record):
 
     git_commit: str = ""
     git_dirty: bool = False
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Job(Record):
@@ -24,10 +27,11 @@ class Job(Record):
     sources: dict[str, Source]  # by fingerprint
     sweep: str
     sweep_id: str
-    stage: str
+    stage: Literal["search", "confirm"]
     configuration: str | None = None
+    role: Literal["best", "baseline", "control"] | None = None
     draw: int | None = None
-    swept: dict[str, Value] = {}
+    swept: dict[str, Value] = Field(default_factory=dict)
     rungs: tuple[int, ...] = ()
     out: str
     cache: str
@@ -39,3 +43,8 @@ class Job(Record):
     def folder(self) -> Path:
         """Checkpoints, encoder and errors of this pretraining, shared by all trials that use it."""
         return Path(self.out) / "trials" / self.trial.pretrain_id[:16]
+
+
+def label(job: Job) -> str:
+    """What people call a job: "draw 3", or "best, seed 1"."""
+    return f"draw {job.draw}" if job.stage == "search" else f"{job.configuration}, seed {job.trial.seed}"

@@ -34,6 +34,8 @@ class Method(nn.Module, ABC):
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = True  # False: the encoder is used as it is built
 
+    encoder: Encoder
+
     def __init__(self, config: Any, encoder: Encoder) -> None:
         super().__init__()
         self.config = config

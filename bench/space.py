@@ -60,7 +60,9 @@ class Domain(Record):
 
     def __str__(self) -> str:
         given = self.model_dump(exclude_none=True)
-        return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in given.items())
+        return ", ".join(
+            f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()
+        )
 
 
 def sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:

@@ -205,7 +205,9 @@ def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, 
             continue
         space = {name: domain for name, domain in data.get("space", {}).items() if split_path(name) != (place, key)}
         data = data | {"space": space}
-        data = set_path(data, path, value) if place == "pretrain" else data | {"set": data.get("set", {}) | {key: value}}
+        data = (
+            set_path(data, path, value) if place == "pretrain" else data | {"set": data.get("set", {}) | {key: value}}
+        )
     return data
 
 

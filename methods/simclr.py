@@ -16,13 +16,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import views as V
+from bench import colour
 from bench.distributed import gather, rank
 from bench.draw import Draw
 from bench.encoders import Encoder
 from bench.images import ImageBatch
 from bench.method import Method, Views
 from bench.records import Record
+from bench.views import crop, random_resized_crop
 
 
 class Crop(Record):
@@ -65,8 +66,7 @@ class Gamma(Record):
     def _off_is_one_thing(cls, values: Any) -> Any:
         # What is off has no range: all ways to write "no gamma" are one trial.
         if isinstance(values, Mapping) and values.get("enabled") is False:
-            known = {name: value for name, value in values.items() if name not in ("low", "high", "views")}
-            return known
+            return {name: value for name, value in values.items() if name not in ("low", "high", "views")}
         return values
 
 
@@ -108,14 +108,14 @@ class SimCLR(Method):
 
     def _view(self, images: ImageBatch, draw: Draw, size: int, *, gamma: bool) -> Tensor:
         config = self.config
-        boxes = V.random_resized_crop(images.aspect, draw, (config.crop.low, config.crop.high))
-        view = V.crop(images, boxes, size, flip=draw.chance(config.crop.flip))
+        boxes = random_resized_crop(images.aspect, draw, (config.crop.low, config.crop.high))
+        view = crop(images, boxes, size, flip=draw.chance(config.crop.flip))
         full, hue = 0.8 * config.jitter.strength, 0.2 * config.jitter.strength
-        view = V.colour_jitter(view, draw, full, full, full, hue, config.jitter.probability)
-        view = V.grayscale(view, draw, config.grayscale)
-        view = V.blur(view, draw, config.blur.probability)
+        view = colour.colour_jitter(view, draw, full, full, full, hue, config.jitter.probability)
+        view = colour.grayscale(view, draw, config.grayscale)
+        view = colour.blur(view, draw, config.blur.probability)
         if gamma and config.gamma.enabled:
-            view = V.gamma(view, draw, config.gamma.low, config.gamma.high)
+            view = colour.gamma(view, draw, config.gamma.low, config.gamma.high)
         return view
 
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:

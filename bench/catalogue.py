@@ -1,0 +1,116 @@
+"""What there is: methods, datasets, sweeps, encoders and protocols, in lines or in full."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from bench.cards import card_paths
+from bench.data.card import read_card
+from bench.encoders import ENCODERS
+from bench.errors import BenchError, UnknownName
+from bench.evaluation.protocols import PROTOCOLS
+from bench.method import find_method, method_names
+from bench.records import field_paths, read_toml
+from bench.sweep import Sweep, load_sweep
+from bench.trial import Training
+
+
+def table(kind: str | None = None) -> Table:
+    """One line per thing of `kind`, or of all kinds. Raises UnknownName for another kind."""
+    kinds = _kinds()
+    if kind is not None and kind not in kinds:
+        raise UnknownName("kind", kind, kinds)
+    rows = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("", "name", "what it is"):
+        rows.add_column(name)
+    for heading in [kind] if kind else kinds:
+        for index, (name, summary) in enumerate(kinds[heading].items()):
+            rows.add_row(f"[bold]{heading}[/]" if index == 0 else "", f"[cyan]{escape(name)}[/]", escape(summary))
+        rows.add_section()
+    return rows
+
+
+def details(name: str) -> RenderableType:
+    """Everything about one method, dataset, sweep or encoder; raises UnknownName."""
+    kinds = _kinds()
+    if name in kinds["methods"]:
+        return _method(name)
+    if name in kinds["sweeps"]:
+        return _sweep(load_sweep(name))
+    if name in kinds["datasets"]:
+        return _pairs(name, read_card(card_paths("datasets")[name]).model_dump(exclude_none=True))
+    for kind in ("encoders", "protocols"):
+        if name in kinds[kind]:
+            return _pairs(name, {"kind": kind.removesuffix("s"), "summary": kinds[kind][name]})
+    raise UnknownName(
+        "method, dataset, sweep, encoder or protocol", name, [key for kind in kinds.values() for key in kind]
+    )
+
+
+def _kinds() -> dict[str, dict[str, str]]:
+    return {
+        "methods": {name: find_method(name).summary for name in method_names()},
+        "datasets": {name: read_card(path).summary for name, path in card_paths("datasets").items()},
+        "sweeps": {name: str(_title(name)) for name in card_paths("sweeps")},
+        "encoders": {name: card.summary for name, card in ENCODERS.items()},
+        "protocols": {name: protocol.summary for name, protocol in PROTOCOLS.items()},
+    }
+
+
+def _title(name: str) -> str:
+    try:
+        return str(read_toml(card_paths("sweeps")[name]).get("title", ""))
+    except BenchError as error:  # one broken file does not hide the others
+        return f"unreadable: {error}"
+
+
+def _method(name: str) -> RenderableType:
+    method = find_method(name)
+    head = f"[bold]{escape(name)}[/]: {escape(method.summary)}\n\n{escape((method.__doc__ or '').strip())}\n"
+    own = _fields("hyperparameters (set with --set method.NAME=VALUE; each can be swept)", field_paths(method.Config))
+    return Group(head, own, _fields("training (--set pretrain.NAME=VALUE)", field_paths(Training)))
+
+
+def _fields(title: str, fields: Mapping[str, Any]) -> Table:
+    rows = Table(title=title, title_justify="left", box=None, header_style="dim")
+    for column in ("name", "default", "values", "meaning"):
+        rows.add_column(column)
+    for name, field in fields.items():
+        default = "" if field.default is PydanticUndefined else repr(field.default)
+        rows.add_row(
+            f"[cyan]{escape(name)}[/]", escape(default), escape(_bounds(field)), escape(field.description or "")
+        )
+    return rows
+
+
+def _bounds(field: Any) -> str:
+    """The type and bounds of a field as people write them."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(rule, key)}" for rule in field.metadata for key, sign in signs.items() if hasattr(rule, key)
+    ]
+    kind = field.annotation
+    shown = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("Literal", "one of ")
+    return " ".join([shown, *limits])
+
+
+def _sweep(sweep: Sweep) -> RenderableType:
+    rows: dict[str, Any] = {"question": sweep.title, "profile": sweep.profile, "method": sweep.method, "set": sweep.set}
+    rows |= {f"space: {name}": str(domain) for name, domain in sweep.space.items()}
+    for part in ("pretrain", "search", "evaluate", "confirm", "resources"):
+        record: BaseModel = getattr(sweep, part)
+        rows |= {f"{part}.{name}": value for name, value in record.model_dump().items()}
+    return _pairs(sweep.name, rows)
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> Table:
+    rows = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    for name, value in values.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        rows.add_row(f"[cyan]{escape(name)}[/]", escape(shown))
+    return rows

@@ -1,0 +1,247 @@
+"""The command line. Each command imports what it needs when it runs, so that `bench --help` is quick.
+
+Exit codes: 0 done, 1 some trials failed, 2 wrong usage or unusable input, 130 interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.plan import Plan
+    from bench.scheduling.run import Outcome
+    from bench.sweep import Sweep
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+BROKEN_PIPE = 141
+
+app = typer.Typer(
+    help="Which self-supervised pretext task works on fine-grained images? Sweeps, probes, honest leaderboards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of everything a run makes.", envvar="BENCH_OUT")]
+SweepName = Annotated[str, typer.Option("--sweep", help="A sweep's name, or the path of a TOML file.")]
+
+
+@app.command()
+def run(
+    sweep: SweepName,
+    profile: Annotated[str | None, typer.Option(help="Which profile of the sweep; by default its first.")] = None,
+    method: Annotated[str | None, typer.Option(help="Another method: a name, or a module path.")] = None,
+    pretrain_on: Annotated[str | None, typer.Option(help="Dataset to pretrain on: a card, or a folder.")] = None,
+    evaluate_on: Annotated[str | None, typer.Option(help="Datasets to evaluate on, separated by commas.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many configurations are drawn.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pretraining images.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train one encoder together.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set any field; may be repeated.")
+    ] = None,
+    out: Out = Path("results"),
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that a local Ray may use; else all.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run everything again, also what is finished.")] = False,
+) -> None:
+    """Run a sweep: search on validation, then confirm the best on several seeds."""
+    over = {
+        "method": method,
+        "pretrain": {"dataset": pretrain_on, "epochs": epochs},
+        "evaluate": {"datasets": evaluate_on.split(",") if evaluate_on else None},
+        "search": {"trials": trials},
+        "resources": {"workers": workers},
+    }
+    from bench.sweep import load_sweep
+
+    sys.path.insert(0, str(Path.cwd()))  # a method of the user's own is found beside where they are
+    loaded = load_sweep(sweep, profile=profile, over=_given(over), settings=settings or ())
+    if dry_run:
+        _show_plan(_plan(loaded, out, _console()))
+        return
+    outcome = _run(loaded, out, address, cpus, force=force, retry_failed=retry_failed)
+    _end(outcome, out)
+
+
+@app.command()
+def report(
+    out: Out = Path("results"),
+    sweep: Annotated[str | None, typer.Option("--sweep", help="One sweep; else all.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="terminal, md, csv, json, or parquet (which needs --to).")
+    ] = "terminal",
+    to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of the screen.")] = None,
+) -> None:
+    """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
+    from bench.results.ledger import Ledger
+    from bench.results.report import export, render
+
+    reading = Ledger(out).read(sweep)
+    if reading.frame.empty and not reading.problems:
+        raise BenchError(_nothing(out, sweep))
+    if form == "terminal":
+        _console(to).print(render(reading.frame, sweep, reading.problems))
+        return
+    data = export(reading.frame, sweep, form)
+    if to:
+        to.write_bytes(data)
+    elif form == "parquet":
+        raise BenchError("--format parquet is no text: name a file with --to FILE.parquet")
+    else:
+        sys.stdout.write(data.decode())
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, datasets, sweeps, encoders or protocols")] = None,
+) -> None:
+    """List methods, datasets, sweeps, encoders and protocols, one line each."""
+    from bench.catalogue import table
+
+    _console().print(table(kind))
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A method, dataset, sweep or encoder.")]) -> None:
+    """Show one method, dataset, sweep or encoder in full."""
+    from bench.catalogue import details
+
+    _console().print(details(name))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except BenchError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left. Nothing more can be written; not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def _run(
+    sweep: "Sweep", out: Path, address: str | None, cpus: int | None, *, force: bool, retry_failed: bool
+) -> "Outcome":
+    from bench.progress import Board, show
+    from bench.scheduling import events
+    from bench.scheduling.cluster import connect
+    from bench.scheduling.run import run_plan
+
+    console = _console()
+    plan = _prepared(sweep, out, console)
+    with connect(address, cpus=cpus) as cluster:
+        plan = plan.with_gpus(cluster.gpus)
+        console.print(_headline(plan, "a local Ray" if cluster.local else "a Ray cluster", cluster.cpus, cluster.gpus))
+        board = Board(plan)
+        events.listen(board)
+        try:
+            with show(board, console):
+                outcome = run_plan(plan, cluster, force=force, retry_failed=retry_failed)
+        finally:
+            events.listen(None)
+    return outcome
+
+
+def _plan(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
+    from bench.data.pack import cache_folder
+    from bench.plan import make_plan
+
+    with console.status("reading datasets"):
+        return make_plan(sweep, out=out, cache=cache_folder(), gpus=0)
+
+
+def _prepared(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
+    """The plan, with its datasets packed and found usable before anything starts."""
+    from bench.prepare import pack_all
+    from bench.progress import packing
+
+    plan = _plan(sweep, out, console)
+    for pack in pack_all(plan, lambda name: packing(console, name)):
+        for skipped in pack.skipped[:SHOWN]:
+            console.print(f"{pack.name}: skipped {skipped.file}: {skipped.reason}", style="yellow", markup=False)
+        if len(pack.skipped) > SHOWN:
+            console.print(f"{pack.name}: {len(pack.skipped)} files skipped in all", style="yellow", markup=False)
+    return plan
+
+
+SHOWN = 5
+
+
+def _headline(plan: "Plan", where: str, cpus: float, gpus: float) -> str:
+    from rich.markup import escape
+
+    sweep = plan.sweep
+    hardware = f"{cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
+    return (
+        f"[bold]{escape(sweep.title)}[/]\n"
+        f"sweep {escape(sweep.name)}, profile {escape(sweep.profile)}: {escape(sweep.method)} on "
+        f"{escape(plan.pretrain.name)}, {escape(sweep.pretrain.backbone)} at {sweep.pretrain.image_size} px, "
+        f"{sweep.pretrain.epochs} epochs, {sweep.search.trials} trials; {where} with {hardware}"
+    )
+
+
+def _show_plan(plan: "Plan") -> None:
+    from bench.forecast import forecast
+
+    _console().print(forecast(plan))
+
+
+def _end(outcome: "Outcome", out: Path) -> None:
+    console, tally = _console(), outcome.tally
+    console.print(
+        f"{tally.ran} trials ran, {tally.pruned} pruned, {tally.reused} known already, {len(tally.failures)} failed; "
+        f"everything is under {out}",
+        highlight=False,
+        markup=False,
+    )
+    for failure in tally.failures:
+        where = f" (traceback: {out / failure.file})" if failure.file else ""
+        console.print(f"failed: {failure.label}: {failure.error}{where}", style="red", highlight=False, markup=False)
+    if not outcome.done:
+        console.print("interrupted: the same command goes on from here", style="yellow")
+        raise typer.Exit(INTERRUPTED)
+    if tally.failures:
+        raise typer.Exit(FAILED)
+
+
+def _nothing(out: Path, sweep: str | None) -> str:
+    from bench.results.ledger import Ledger
+
+    if sweep is None:
+        return f"{out}: no results yet; `bench run --sweep simclr_gamma --out {out}` makes some"
+    from bench.errors import suggestion
+
+    known = Ledger(out).read(columns=["sweep"]).frame["sweep"].unique()
+    return f"{out}: no results of sweep {sweep!r}{suggestion(sweep, known)}"
+
+
+def _given(value: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not given on the command line."""
+    kept = {key: _given(inner) if isinstance(inner, dict) else inner for key, inner in value.items()}
+    return {key: inner for key, inner in kept.items() if inner is not None and inner != {}}
+
+
+def _console(to: Path | None = None) -> "Console":
+    from rich.console import Console
+
+    if to:
+        return Console(file=to.open("w", encoding="utf-8"), width=140, highlight=False)
+    return Console(highlight=False)
+
+
+def _fail(message: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    sys.exit(WRONG)

@@ -1,0 +1,111 @@
+"""What a sweep would do: the plan that `bench run --dry-run` shows. Nothing is started."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from bench.data.dataset import Dataset
+from bench.data.index import SPLITS
+from bench.data.pack import pack_size
+from bench.draw import Draw
+from bench.encoders import build_encoder
+from bench.images import ImageBatch
+from bench.job import Job, label
+from bench.method import build, find_method
+from bench.plan import Plan, describe
+from bench.progress import clock
+from bench.results.ledger import Ledger
+from bench.study import preview
+from bench.training.optimisers import build_optimizer
+from bench.training.pretrain import autocast, steps_per_epoch
+from bench.trial import Trial
+
+DRAWS = 8  # how many draws are shown
+TIMED_STEPS = 3
+
+
+def forecast(plan: Plan) -> RenderableType:
+    """The datasets, the trials with what is finished already, and the device time they would take."""
+    sweep = plan.sweep
+    draws = [plan.search_job(number, values) for number, values in enumerate(preview(plan, DRAWS))]
+    confirm = plan.confirm_jobs(draws[0].swept)
+    head = f"[bold]{escape(sweep.title)}[/]\nsweep {escape(sweep.name)}, profile {escape(sweep.profile)}: a dry run"
+    return Group(head, _datasets(plan), _trials(plan, draws, confirm), _time(plan, draws[0].trial, confirm))
+
+
+def _datasets(plan: Plan) -> Table:
+    table = Table(title="data", title_justify="left", box=None, header_style="dim")
+    for name in ("dataset", "used for", *SPLITS, "classes", "metric", "from"):
+        table.add_column(name, justify="right" if name in (*SPLITS, "classes") else "left")
+    for fingerprint, source in plan.sources.items():
+        dataset = next(d for d in (*plan.evaluate, plan.pretrain) if d.source.fingerprint == fingerprint)
+        counts = [str(dataset.counts[split]) for split in SPLITS]
+        classes, uses = str(len(dataset.index.classes)), _uses(plan, dataset)
+        table.add_row(escape(source.name), uses, *counts, classes, source.metric, escape(source.location))
+    return table
+
+
+def _uses(plan: Plan, dataset: Dataset) -> str:
+    fingerprint = dataset.source.fingerprint
+    uses = ["pretraining"] if fingerprint == plan.pretrain.source.fingerprint else []
+    uses += ["evaluation"] if fingerprint in {d.source.fingerprint for d in plan.evaluate} else []
+    return ", ".join(uses)
+
+
+def _trials(plan: Plan, draws: list[Job], confirm: list[Job]) -> Table:
+    sweep = plan.sweep
+    table = Table(title="trials", title_justify="left", box=None, header_style="dim")
+    for name in ("trial", "id", "state", "configuration"):
+        table.add_column(name)
+    listing = Ledger(plan.out).listing()
+    for job in draws:
+        state = listing.status(job.trial.id, job.sweep, job.sweep_id) or "to run"
+        table.add_row(label(job), job.trial.id[:8], state, escape(describe(job.swept)))
+    if sweep.search.trials > len(draws):
+        sampler = sweep.search.sampler
+        table.add_row(f"... {sweep.search.trials - len(draws)} more", "", "", f"drawn by {sampler} from the results")
+    for job in confirm:
+        known = "to run" if job.role != "control" else listing.status(job.trial.id) or "to run"
+        table.add_row(escape(label(job)), "" if job.role != "control" else job.trial.id[:8], known, job.trial.method)
+    return table
+
+
+def _time(plan: Plan, trial: Trial, confirm: list[Job]) -> str:
+    """One sentence on the device time: measured steps of one trial on this machine, times the trials."""
+    trained = [job for job in confirm if find_method(job.trial.method).trains]
+    trials = plan.sweep.search.trials + len(trained)
+    rows = plan.pretrain.counts["unlabelled"] or plan.pretrain.counts["train"]
+    steps = steps_per_epoch(rows, trial.training.batch_size) * trial.training.epochs
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    each = steps * _seconds_per_step(trial, device)
+    return (
+        f"device time: about {clock(each)} of pretraining per trial, {clock(each * trials)} for {trials} trials "
+        f"if none is pruned (from {TIMED_STEPS} steps timed on this {device.type}), evaluation not counted"
+    )
+
+
+def _seconds_per_step(trial: Trial, device: torch.device) -> float:
+    """Seconds of one training step on random images, the fastest of a few."""
+    training = trial.training
+    method = build(trial.method, trial.config, build_encoder(training.backbone, 0)).to(device)
+    optimizers = {name: build_optimizer(training, own) for name, own in method.objectives().items()}
+    side = pack_size(training.image_size)
+    pixels = torch.randint(0, 256, (training.batch_size, 3, side, side), dtype=torch.uint8, device=device)
+    images = ImageBatch(pixels, torch.ones(len(pixels), device=device))
+    seconds = []
+    for step in range(TIMED_STEPS):
+        start = time.perf_counter()
+        with torch.no_grad():
+            views = method.views(images, Draw(step, len(images), device=device), training.image_size)
+        with autocast(training.precision, device):
+            losses: Mapping[str, torch.Tensor] = method.losses(views, 0.0)
+        for name, optimizer in optimizers.items():
+            losses[name].backward(inputs=method.objectives()[name], retain_graph=True)
+            optimizer.step()
+        float(sum(loss.detach() for loss in losses.values()))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

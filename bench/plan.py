@@ -1,0 +1,198 @@
+"""The plan of a sweep: its datasets resolved, and the trials and jobs that it leads to."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.data.dataset import Dataset, resolve
+from bench.data.source import Source
+from bench.evaluation.protocols import PROTOCOLS
+from bench.job import Job, Provenance
+from bench.method import configure, find_method
+from bench.records import digest
+from bench.space import Value
+from bench.sweep import Sweep
+from bench.trial import Evaluation, Training, Trial
+
+PACKAGES = ("bench", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep with its data at hand. `gpus` is what one worker gets, `out` and `cache` are absolute folders."""
+
+    sweep: Sweep
+    pretrain: Dataset
+    evaluate: tuple[Dataset, ...]
+    gpus: float
+    out: Path
+    cache: Path
+
+    def with_gpus(self, there: float) -> "Plan":
+        """The same plan on a Ray with so many GPUs: one per worker, unless the sweep says otherwise."""
+        wanted = self.sweep.resources.gpus_per_worker
+        return replace(self, gpus=(1.0 if there else 0.0) if wanted is None else wanted)
+
+    @cached_property
+    def sweep_id(self) -> str:
+        """Identity of the question: neither resources nor the number of draws or seeds change it."""
+        keep = {"method", "set", "space", "search", "evaluate"}
+        asked = self.sweep.model_dump(mode="json", include=keep)
+        asked["search"].pop("trials")
+        asked["evaluate"]["datasets"] = [dataset.source.fingerprint for dataset in self.evaluate]
+        asked["pretrain"] = self.training().model_dump(mode="json")
+        return digest(asked | {"data": self.pretrain.source.fingerprint})
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Every dataset's source by its fingerprint."""
+        return {dataset.source.fingerprint: dataset.source for dataset in (*self.evaluate, self.pretrain)}
+
+    @cached_property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which a search trial may be stopped."""
+        return self.sweep.search.prune.rungs(self.sweep.pretrain.epochs)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Commit and package versions of this process."""
+        return find_provenance()
+
+    def training(self, values: Mapping[str, Any] | None = None) -> Training:
+        """The training of a configuration, with its precision resolved."""
+        return self._precise(self.sweep.settings(values or {})[1])
+
+    def search_trial(self, values: Mapping[str, Value]) -> Trial:
+        """The trial of a drawn configuration."""
+        return self._trial(values, seed=self.sweep.search.training_seed)
+
+    def confirm_jobs(self, best: Mapping[str, Value]) -> list[Job]:
+        """Best, baselines and controls on every seed, seed by seed, so that pairs end together."""
+        confirm, jobs = self.sweep.confirm, []
+        for seed in confirm.seeds:
+            jobs.append(self._confirm_job(self._trial(best, seed=seed), "best", "best", best))
+            for baseline in confirm.baselines:
+                trial = self._trial({**best, **baseline.set}, seed=seed)
+                jobs.append(self._confirm_job(trial, baseline.name, "baseline", best))
+            for control in confirm.controls:
+                jobs.append(self._confirm_job(self._control(control, seed), control, "control", {}))
+        return jobs
+
+    def search_job(self, draw: int, values: Mapping[str, Value]) -> Job:
+        """The job of draw number `draw`."""
+        return self._job(self.search_trial(values), stage="search", draw=draw, swept=dict(values), rungs=self.rungs)
+
+    def _trial(self, values: Mapping[str, Any], *, seed: int) -> Trial:
+        config, training = self.sweep.settings(values)
+        return self._make(self.sweep.method, config, self._precise(training), seed)
+
+    def _control(self, method: str, seed: int) -> Trial:
+        config = configure(method, {}, f"control {method}").model_dump(mode="json")
+        training = self.training()
+        if not find_method(method).trains:
+            # What trains nothing has no budget: the same control serves every sweep.
+            kept = training.model_dump(include={"backbone", "image_size", "precision"})
+            training = Training(**kept, epochs=0)
+        return self._make(method, config, training, seed)
+
+    def _make(self, method: str, config: dict[str, Any], training: Training, seed: int) -> Trial:
+        evaluate = self.sweep.evaluate
+        kind = find_method(method)
+        judged = {dataset.source.fingerprint: dataset.source.metric for dataset in self.evaluate}
+        return Trial(
+            method=method,
+            method_version=kind.version,
+            config=config,
+            data=self.pretrain.source.fingerprint if kind.trains else "",
+            training=training,
+            evaluate=tuple(
+                Evaluation(fingerprint=fingerprint, metric=metric, protocols=tuple(sorted(evaluate.protocols)))
+                for fingerprint, metric in sorted(judged.items())
+            ),
+            protocol_versions={name: PROTOCOLS[name].version for name in sorted(evaluate.protocols)},
+            objective=evaluate.objective,
+            seed=seed,
+        )
+
+    def _precise(self, training: Training) -> Training:
+        if training.precision != "auto":
+            return training
+        return training.model_copy(update={"precision": "bf16" if self.gpus else "fp32"})
+
+    def _confirm_job(self, trial: Trial, name: str, role: str, best: Mapping[str, Value]) -> Job:
+        return self._job(trial, stage="confirm", configuration=name, role=role, swept=dict(best))
+
+    def _job(self, trial: Trial, **place: Any) -> Job:
+        resources = self.sweep.resources
+        workers = resources.workers if find_method(trial.method).trains else 1
+        return Job(
+            trial=trial,
+            sources=self.sources,
+            sweep=self.sweep.name,
+            sweep_id=self.sweep_id,
+            out=str(self.out),
+            cache=str(self.cache),
+            workers=workers,
+            threads=max(1, int(resources.cpus_per_worker)),
+            provenance=self.provenance,
+            **place,
+        )
+
+
+def make_plan(sweep: Sweep, *, out: Path, cache: Path, gpus: float) -> Plan:
+    """Resolve the sweep's datasets (reads every image's bytes once, to know them by content)."""
+    resolved = {name: resolve(name) for name in (*sweep.evaluate.datasets, sweep.pretrain.dataset)}
+    return Plan(
+        sweep,
+        resolved[sweep.pretrain.dataset],
+        tuple(resolved[name] for name in dict.fromkeys(sweep.evaluate.datasets)),
+        gpus,
+        out.absolute(),
+        cache.absolute(),
+    )
+
+
+def find_provenance() -> Provenance:
+    """The git commit of the checkout that this module is in (if it is in one), and package versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    return Provenance(
+        git_commit=commit, git_dirty=bool(commit and _git(here, "status", "--porcelain")), versions=versions
+    )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """One short line for a configuration: names and values, numbers with three digits."""
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,229 @@
+"""The agenda of a sweep: which trial comes next, and what becomes of each.
+
+It is Tune's searcher. First come the draws of Optuna, then, when all of them have ended, the confirmation of
+the best one. The ledger says what is finished; the study, kept beside it, says what was drawn. So the same
+command goes on where it was left, whatever stopped it, and a finished trial is never run again.
+"""
+
+import shutil
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from bench.execution import membership, trial_facts
+from bench.job import Job, label
+from bench.plan import Plan
+from bench.results.ledger import Ledger
+from bench.results.schema import rows_table
+from bench.scheduling.events import emit
+from bench.study import ask, open_study
+
+
+@dataclass
+class Failure:
+    """A trial that failed: what, and where its traceback is."""
+
+    label: str
+    error: str
+    file: str | None
+
+
+@dataclass
+class Tally:
+    """What became of the trials of this command."""
+
+    ran: int = 0
+    reused: int = 0
+    pruned: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Agenda(Searcher):
+    """Hands out jobs to Tune and records how they end. Lives in the driver."""
+
+    def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
+        super().__init__(metric="objective", mode="max")
+        self.plan, self.force, self.retry_failed = plan, force, retry_failed
+        self.ledger = Ledger(plan.out)
+        self.tally = Tally()
+        self.done = False
+        self._study = open_study(plan, fresh=force)
+        self._running: dict[str, Job] = {}
+        self._rungs: dict[str, dict[int, float]] = {}
+        self._again: set[str] = set()  # ids of trials that this command has already run: --force runs each once
+        self._confirm: deque[Job] | None = None
+        self._later: list[Job] = []
+        self._leftover = deque(self._interrupted_draws())
+
+    # What Tune calls -----------------------------------------------------------------------------------
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next job, None while there is none yet, or FINISHED."""
+        job = self._next()
+        if job is None:
+            if self._running:
+                return None
+            self.done = True
+            return str(Searcher.FINISHED)
+        self._running[trial_id] = job
+        self._again.add(job.trial.id)
+        emit("start", trial_id, {"job": job})
+        return {"job": job.model_dump_json()}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Remember the objective at each rung."""
+        if "rung_objective" in result:
+            self._rungs.setdefault(trial_id, {})[int(result["epoch"])] = float(result["rung_objective"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record how a trial ended: finished, failed, or stopped by the pruner."""
+        job = self._running.pop(trial_id, None)
+        if job is None:
+            return
+        rungs, result = self._rungs.pop(trial_id, {}), result or {}
+        if result.get("failed") or error:
+            self._failed(trial_id, job, str(result.get("failed") or "the worker process died"))
+        elif result.get("finished"):
+            self.tally.ran += 1
+            self._tell(job, value=float(result["objective"]), rungs=rungs)
+            emit("finished", trial_id, {"job": job, "objective": float(result["objective"])})
+        elif rungs and int(result.get("epoch", 0)) in rungs:
+            self._pruned(trial_id, job, rungs)
+        # else: interrupted; the study still says that the draw is running, and the next command goes on with it
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: study and ledger are the state."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: study and ledger are the state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    # What comes next -----------------------------------------------------------------------------------
+
+    def _next(self) -> Job | None:
+        while (job := self._candidate()) is not None:
+            if self._busy(job):
+                self._later.append(job)  # the same trial under another name: its rows are adopted when it ends
+            elif not self._known(job):
+                return job
+        return None
+
+    def _busy(self, job: Job) -> bool:
+        return any(running.trial.id == job.trial.id for running in self._running.values())
+
+    def _candidate(self) -> Job | None:
+        ready = next((job for job in self._later if not self._busy(job)), None)
+        if ready is not None:
+            self._later.remove(ready)
+            return ready
+        if self._leftover:
+            return self._leftover.popleft()
+        if len(self._study.trials) < self.plan.sweep.search.trials:
+            return self._draw()
+        if self._running and self._confirm is None:
+            return None
+        if self._confirm is None:
+            best = self.best()
+            self._confirm = deque(self.plan.confirm_jobs(best.params) if best else ())
+        return self._confirm.popleft() if self._confirm else None
+
+    def best(self) -> FrozenTrial | None:
+        """The draw with the highest validation objective, the earliest among equals."""
+        ended = [trial for trial in self._draws() if trial.state == TrialState.COMPLETE and trial.value is not None]
+        return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+    def _draw(self) -> Job:
+        trial = ask(self._study, self.plan)
+        return self.plan.search_job(trial.number, trial.params)
+
+    def _draws(self) -> list[FrozenTrial]:
+        return list(self._study.trials[: self.plan.sweep.search.trials])
+
+    def _interrupted_draws(self) -> list[Job]:
+        """Draws of earlier commands: those that are not in the ledger must be run, the others are told again."""
+        return [self.plan.search_job(trial.number, trial.params) for trial in self._draws()]
+
+    def _known(self, job: Job) -> bool:
+        """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
+        trial_id = job.trial.id
+        if self.force and trial_id not in self._again:
+            self.ledger.remove(trial_id)
+            shutil.rmtree(job.folder, ignore_errors=True)
+            return False
+        status = self.ledger.status(trial_id, job.sweep, job.sweep_id)
+        if status == "failed" and self.retry_failed and trial_id not in self._again:
+            self.ledger.remove(trial_id)
+            return False
+        if status is None:
+            return False
+        self._reuse(job, status)
+        return True
+
+    def _reuse(self, job: Job, status: str) -> None:
+        if status == "finished":
+            self.ledger.adopt(job.trial.id, membership(job))
+            self._tell(job, value=float(self._recorded(job, "objective")))
+        elif status == "pruned":
+            self._tell(job, state=TrialState.PRUNED)
+        else:
+            failure = Failure(label(job), self._recorded(job, "error"), self._recorded(job, "error_file"))
+            self.tally.failures.append(failure)
+        self.tally.reused += 1
+        emit("reused", job.trial.id, {"job": job, "status": status})
+
+    def _recorded(self, job: Job, column: str) -> Any:
+        """A value that the ledger holds of the trial in this place."""
+        entries = self.ledger.listing().entries
+        place = (job.trial.id, job.stage)
+        path = next(entry.path for entry in entries if (entry.trial_id, entry.stage) == place)
+        return pq.read_table(path, columns=[column])[column][0].as_py()
+
+    # How it ended --------------------------------------------------------------------------------------
+
+    def _tell(
+        self,
+        job: Job,
+        *,
+        value: float | None = None,
+        state: TrialState | None = None,
+        rungs: Mapping[int, float] | None = None,
+    ) -> None:
+        if job.draw is None or self._study.trials[job.draw].state.is_finished():
+            return
+        trial = optuna.trial.Trial(self._study, self._study.trials[job.draw]._trial_id)
+        for epoch, objective in (rungs or {}).items():
+            trial.report(objective, epoch)
+        self._study.tell(job.draw, value, state=state)
+
+    def _pruned(self, trial_id: str, job: Job, rungs: Mapping[int, float]) -> None:
+        epoch = max(rungs)
+        facts = trial_facts(job, status="pruned", objective=rungs[epoch], epochs=epoch)
+        self.ledger.write(rows_table(facts))
+        self.tally.pruned += 1
+        self._tell(job, state=TrialState.PRUNED, rungs=rungs)
+        emit("pruned", trial_id, {"job": job, "objective": rungs[epoch]})
+
+    def _failed(self, trial_id: str, job: Job, error: str) -> None:
+        file = job.folder / "error.txt"
+        shown = str(file.relative_to(self.plan.out)) if file.exists() else None
+        self.ledger.write(rows_table(trial_facts(job, status="failed", error=error, error_file=shown)))
+        # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
+        self.tally.failures.append(Failure(label(job), error, shown))
+        emit("failed", trial_id, {"job": job, "error": error})
+
+
+def record_traceback(job: Job) -> None:
+    """Write the traceback of the exception in flight to the trial's folder."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Starting, joining and leaving Ray, silently."""
+
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BadInput
+
+OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, never images
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s holds fast epochs up
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the objective is there at rungs only
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # study and ledger are the state of a sweep, not Tune's snapshot
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the connected Ray has in all."""
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextmanager
+def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster]:
+    """Join the Ray at `address` (or RAY_ADDRESS), else start a local one and end it afterwards."""
+    _prepare_environment()
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = address in (None, "", "local")
+    if local and not os.environ.get("RAY_AUTH_MODE"):
+        # A token for this Ray alone; else Ray writes one under the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _silence()
+    try:
+        if local:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = "a local Ray could not be started" if local else f"no Ray answers at {address!r}"
+        raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
+    try:
+        total = ray.cluster_resources()
+        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), local)
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment() -> None:
+    """Set what Ray reads from the environment; workers inherit it, and find this project and the user's methods."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    places = [str(Path(__file__).parents[2]), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, places)))
+
+
+def _silence() -> None:
+    """Ray, Tune and Optuna print nothing of their own: progress and errors are shown by bench."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", module=r"ray\..*")

@@ -1,0 +1,104 @@
+"""Running a plan on Ray: one Tune experiment for search and confirmation."""
+
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput
+from bench.plan import Plan
+from bench.scheduling.agenda import Agenda, Tally
+from bench.scheduling.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended: everything done, or interrupted, with the tally of this command."""
+
+    done: bool
+    tally: Tally
+
+
+def run_plan(plan: Plan, cluster: Cluster, *, force: bool = False, retry_failed: bool = False) -> Outcome:
+    """Run what is left of a sweep on the connected Ray; returns when all is done or Ctrl-C was pressed.
+
+    Raises BadInput when no trial fits the cluster.
+    """
+    from ray import tune
+
+    slots = trial_slots(plan, cluster)
+    agenda = Agenda(plan, force=force, retry_failed=retry_failed)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=plan.out))
+    try:
+        _tuner(plan, agenda, slots, storage, tune).fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    return Outcome(agenda.done, agenda.tally)
+
+
+def trial_slots(plan: Plan, cluster: Cluster) -> int:
+    """How many trials the cluster runs at a time. Raises BadInput where not even one fits."""
+    wanted = plan.sweep.resources
+    per_trial = {"CPU": wanted.cpus_per_worker * wanted.workers, "GPU": plan.gpus * wanted.workers}
+    there = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    slots = math.inf
+    for kind, amount in per_trial.items():
+        if amount:
+            slots = min(slots, there[kind] // amount)
+        if slots < 1:
+            raise BadInput(
+                f"one trial needs {amount:g} {kind}s ({wanted.workers} workers), Ray has {there[kind]:g}: "
+                "ask for fewer with --workers or --set resources.cpus_per_worker=..."
+            )
+    return int(slots)
+
+
+def _tuner(plan: Plan, agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
+    from bench.scheduling import trainable
+    from bench.scheduling.events import Forward
+
+    wanted = plan.sweep.resources
+    lone = wanted.workers == 1
+    if lone:
+        amounts = {"cpu": wanted.cpus_per_worker, "gpu": plan.gpus}
+        subject = tune.with_resources(trainable.lone_trial, amounts)
+    else:
+        subject = trainable.shared_trainable(trainable.DRIVER_SLOT)
+    return tune.Tuner(
+        subject,
+        param_space={"cpus": wanted.cpus_per_worker, "gpus": plan.gpus, "storage": str(storage / "train")},
+        tune_config=tune.TuneConfig(
+            num_samples=10**9,  # the agenda says when it is done
+            max_concurrent_trials=slots,
+            reuse_actors=lone,
+            search_alg=agenda,
+            scheduler=_pruner(plan),
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[Forward()],
+            failure_config=tune.FailureConfig(max_failures=trainable.RETRIES if lone else 0),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _pruner(plan: Plan) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    prune, epochs = plan.sweep.search.prune, plan.sweep.pretrain.epochs
+    if not plan.rungs:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="rung_objective",
+        mode="max",
+        max_t=epochs + 1,  # the last epoch is no rung: a trial that got there ends by itself
+        grace_period=prune.grace,
+        reduction_factor=prune.factor,
+    )

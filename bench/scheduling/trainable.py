@@ -1,0 +1,177 @@
+"""How a trial runs inside Ray: in the reused Tune actor itself, or as a Ray Train run that the trial launches.
+
+Both call the same `run_job`; only the report differs. A several-worker trial is a driver without a CPU of its
+own, so that trials cannot starve each other's workers. When Tune stops it, `cleanup` aborts the inner run
+before the actor dies: otherwise its placement group would outlive it and hold its CPUs for ever (Ray issue
+54305). That hook uses private parts of Ray 2.60, which is why the version is bounded; `tests/test_scheduling.py`
+guards them.
+"""
+
+import os
+import threading
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.tune
+import torch
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.trainable import wrap_function
+
+from bench.execution import run_job
+from bench.job import Job
+from bench.scheduling.agenda import record_traceback
+
+# A slot that every head node has and that takes no CPU away from a trial's workers.
+DRIVER_SLOT = {"node:__internal_head__": 0.001}
+RETRIES = 2  # after a worker process died; each goes on from the last checkpoint
+ABORT_SECONDS = 20
+KEEP_CLEANER = "BENCH_KEEP_CLEANER"  # set to 1 where a dashboard runs: Ray's own cleaner then works too
+
+
+def failed(job: Job, error: Exception) -> dict[str, Any]:
+    """Record an exception of a trial and return the report that says so."""
+    record_traceback(job)
+    first = str(error).strip().splitlines() or [""]
+    return {"failed": f"{type(error).__name__}: {first[0]}", "epoch": 0}
+
+
+def lone_trial(config: dict[str, Any]) -> None:
+    """Run a one-worker trial in this Tune actor, which the next trial uses again."""
+    job = Job.model_validate_json(config["job"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        run_job(job, ray.tune.report, device)
+    except Exception as error:  # a trial that fails is a row, not the end of the sweep
+        ray.tune.report(failed(job, error))
+
+
+def worker(config: dict[str, Any]) -> None:
+    """Run one of the workers of a trial; Ray Train has set up the process group."""
+    job = Job.model_validate_json(config["job"])
+    run_job(job, ray.train.report, ray.train.torch.get_device())
+
+
+def shared_trial(config: dict[str, Any]) -> None:
+    """Run a trial of several workers: launch Ray Train and wait."""
+    job = Job.model_validate_json(config["job"])
+    if job.workers == 1:
+        # A control inside a sweep of several workers trains nothing: no process group is needed.
+        lone_trial(config)
+        return
+    trainer = AbortableTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.workers,
+            use_gpu=config["gpus"] > 0,
+            resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=ray.tune.get_context().get_trial_id(),
+            storage_path=config["storage"],
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=RETRIES, controller_failure_limit=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        ray.tune.report(failed(job, _cause(error)))
+
+
+def _cause(error: Exception) -> Exception:
+    """The first worker's own exception inside Ray Train's error, else the error itself."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    cause: Exception = getattr(first, "cause", None) or first
+    return cause
+
+
+class AbortableTrainer(TorchTrainer):
+    """A TorchTrainer whose controller can be aborted from another thread, with two helper actors fewer."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        dropped: tuple[type, ...] = () if self.datasets else (DatasetsCallback,)
+        if os.environ.get(KEEP_CLEANER) != "1":
+            dropped += (PlacementGroupCleanerCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, dropped)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        controller = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(
+            TrainController
+        ).remote(**arguments)
+        INNER.started(controller)
+        try:
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+        finally:
+            INNER.ended()
+
+
+class _Inner:
+    """The Ray Train run inside this process's trial, if there is one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._controller: Any = None
+        self._stopped = False
+
+    def started(self, controller: Any) -> None:
+        with self._lock:
+            self._controller = controller
+            late = self._stopped
+        if late:  # the stop came while the controller was starting
+            self.stop()
+
+    def ended(self) -> None:
+        with self._lock:
+            self._controller = None
+
+    def stop(self) -> None:
+        """Abort the run: its workers end and its placement group is removed."""
+        with self._lock:
+            self._stopped = True
+            controller, self._controller = self._controller, None
+        if controller is None:
+            return
+        try:
+            ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+        except ray.exceptions.RayActorError:
+            pass  # abort ends with the actor's own exit
+        except ray.exceptions.RayError:
+            ray.kill(controller)
+
+
+INNER = _Inner()
+
+
+def stop_inner() -> None:
+    """Abort the inner run of this process; found by name, because Tune pickles the class below by value."""
+    INNER.stop()
+
+
+def shared_trainable(resources: dict[str, float]) -> Any:
+    """The Tune trainable of trials with several workers."""
+    base = wrap_function(shared_trial)
+
+    class SharedTrial(base):  # type: ignore[misc, valid-type]
+        """Ends its inner run before it is terminated, and is never reused."""
+
+        def cleanup(self) -> None:
+            stop_inner()
+            base.cleanup(self)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return False
+
+    SharedTrial.__name__ = shared_trial.__name__
+    return ray.tune.with_resources(SharedTrial, resources)
