@@ -286,4 +286,4 @@ def _moved(table: Any, membership: Membership, objective: float | None) -> Any:
         index = SCHEMA.get_field_index(name)
         column = pa.array([value] * table.num_rows, type=SCHEMA.field(index).type)
         table = table.set_column(index, SCHEMA.field(index), column)
-    return table.replace_schema_metadata(SCHEMA.metadata)
+    return pa.table(table.columns, schema=SCHEMA)
