@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -159,26 +158,27 @@ def test_changed_data_is_noticed(cards: Path, cache: Path) -> None:
         index_of(source.model_copy(update={"location": "/nowhere/at/all"}), cache)
 
 
-def test_a_builtin_family_is_indexed(cards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_builtin_family_is_indexed_without_drawing_it(cards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.data import builtin
 
-    calls = []
-
-    def draw(_: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        calls.append(split)
-        labels = np.full(4, -1) if split == "unlabelled" else np.arange(4) % 3
-        return np.zeros((4, 3, 64, 64), np.uint8), labels.astype(np.int64)
-
-    monkeypatch.setattr(builtin, "draw_split", draw)
-    classes = builtin.FAMILIES["wings"].classes
-    counts = "unlabelled = 4, train = 4, val = 4, test = 4"
+    monkeypatch.setattr(builtin, "draw_split", lambda *_: pytest.fail("was drawn"))
+    family = builtin.FAMILIES["wings"]
+    counts = ", ".join(f"{split} = {count}" for split, count in family.counts.items())
     text = CARD.replace("unlabelled = 0, train = 6, val = 2, test = 2", counts)
-    text = text.replace('["blue", "red"]', str(list(classes))).replace('"images"', '"wings"')
+    text = text.replace('["blue", "red"]', str(list(family.classes))).replace('"images"', '"wings"')
     (cards / "colours.toml").write_text(text.replace('"folder"', '"builtin"'))
-    first, second = resolve("colours"), resolve("colours")
-    assert calls == ["unlabelled", "train", "val", "test"]  # the labels are remembered
-    assert first.source == second.source
-    assert first.source.location == "wings"
-    assert first.index.labels.tolist() == [-1] * 4 + [0, 1, 2, 0] * 3 == second.index.labels.tolist()
-    assert first.index.files[4] == "train/00000"
-    check_usable(first, "evaluation")
+    dataset = resolve("colours")
+    assert (dataset.source.location, dataset.source.fingerprint) == ("wings", builtin.fingerprint("wings"))
+    assert dataset.counts == family.counts
+    assert dataset.index.labels_of("test").tolist() == builtin.split_labels("wings", "test").tolist()
+    assert set(dataset.index.labels_of("unlabelled")) == {-1}
+    assert dataset.index.files[family.counts["unlabelled"]] == "train/00000"
+    check_usable(dataset, "evaluation")
+
+
+@pytest.mark.parametrize("name", ["leaves", "wings", "shells"])
+def test_shipped_families_resolve(name: str) -> None:
+    dataset = resolve(name)
+    assert dataset.name == name
+    check_usable(dataset, "pretraining")
+    check_usable(dataset, "evaluation")

@@ -1,8 +1,8 @@
 """Packs: the canvas, what is kept and skipped, one build for many openers, and recovery from cut-short builds."""
 
-import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.data import build as building
 from bench.data import pack as packing
 from bench.data.build import choose_canvas
 from bench.data.dataset import check_usable, resolve
@@ -237,18 +236,27 @@ from pathlib import Path
 from bench.data.pack import open_pack
 from bench.data.source import Source
 source = Source.model_validate_json(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
 pack = open_pack(source, 16, Path(sys.argv[2]), lambda done, total: done == 1 and print("built"))
 print(int(pack.images.sum()))
 """
 
 
-def test_processes_build_once(folder: Path, cache: Path) -> None:
-    source = resolve(str(folder)).source.model_dump_json()
-    command = [sys.executable, "-c", OPENER, source, str(cache)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]  # each imports torch
-    said = [process.communicate(timeout=60)[0].split() for process in running]
-    assert sum(lines.count("built") for lines in said) == 1
-    assert len({lines[-1] for lines in said}) == 1
+def test_processes_build_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = counted(monkeypatch)
+    source = resolve(str(folder)).source
+    command = [sys.executable, "-c", OPENER, source.model_dump_json(), str(cache)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        here = int(open_pack(source, 16, cache).images.sum())
+        said = other.communicate(timeout=60)[0].split()
+    assert said.count("built") + len(builds) == 1
+    assert said[-1] == str(here)
 
 
 KILLED = OPENER.replace('print("built")', "__import__('os')._exit(9)")
@@ -256,7 +264,8 @@ KILLED = OPENER.replace('print("built")', "__import__('os')._exit(9)")
 
 def test_a_killed_build_leaves_nothing_that_is_read(folder: Path, cache: Path) -> None:
     source = resolve(str(folder)).source
-    killed = subprocess.run([sys.executable, "-c", KILLED, source.model_dump_json(), str(cache)], check=False)
+    command = [sys.executable, "-c", KILLED, source.model_dump_json(), str(cache)]
+    killed = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     assert killed.returncode == 9
     assert [path.suffix for path in (cache / "packs").iterdir() if path.is_dir()] == [".tmp"]
     assert len(open_pack(source, 16, cache)) == 20
@@ -277,16 +286,17 @@ def test_a_damaged_pack_is_rebuilt(folder: Path, cache: Path, damage: str) -> No
     assert torch.equal(pack_of(folder).images, whole)
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(building, "_write_table", full)
-    with pytest.raises(BadInput, match=r"cannot hold the pack of 'data': No space left on device; set BENCH_CACHE"):
-        pack_of(folder)
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(folder: Path, cache: Path) -> None:
+    source = resolve(str(folder)).source
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes per file; the images take 23 kB
+    try:
+        with pytest.raises(BadInput, match=r"cannot hold the pack of 'data': File too large; set BENCH_CACHE"):
+            open_pack(source, 16, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(path.is_dir() for path in (cache / "packs").iterdir())
+    assert len(open_pack(source, 16, cache)) == 20
 
 
 def test_a_cache_that_cannot_be_written_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
@@ -335,6 +345,7 @@ def test_a_builtin_family_is_packed(cache: Path, monkeypatch: pytest.MonkeyPatch
         return np.full((4, 3, 64, 64), fill, np.uint8), labels.astype(np.int64)
 
     monkeypatch.setattr(builtin, "draw_split", draw)
+    monkeypatch.setattr(builtin, "split_labels", lambda family, split: draw(family, split)[1])
     source = Source(
         name="mine", reader="builtin", location="wings", fingerprint=builtin.fingerprint("wings"), metric="top1"
     )

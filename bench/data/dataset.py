@@ -1,15 +1,11 @@
 """From a dataset reference (a card's name, a card's path or a folder) to its index and its source."""
 
-import contextlib
 import os
-import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.cards import card_paths, find_card
 from bench.data.card import DatasetCard, read_card
@@ -81,7 +77,7 @@ def resolve(reference: str) -> Dataset:
 def index_of(source: Source, cache: Path) -> Index:
     """Index a source anew, where its images are; BadData when they are no longer what was resolved."""
     if source.reader == "builtin":
-        index, fingerprint = _builtin(source.location, cache)
+        index, fingerprint = _builtin(source.location)
     else:
         folder = Path(source.location)
         if not folder.is_dir():
@@ -121,7 +117,7 @@ def _from_card(path: Path) -> Dataset:
             raise BadInput(f"{path}: location: no folder {str(folder)!r}")
         dataset = _from_folder(folder, name, card.metric)
     else:
-        index, fingerprint = _builtin(card.location, cache_folder(), f"{path}: location: ")
+        index, fingerprint = _builtin(card.location, f"{path}: location: ")
         source = _source(name, "builtin", card.location, fingerprint, card.metric)
         dataset = Dataset(source, index)
     _check_card(path, card, dataset.index)
@@ -150,15 +146,14 @@ def _check_card(path: Path, card: DatasetCard, index: Index) -> None:
             raise BadInput(f"{path}: counts: {split} is {count} in the card but {index.counts[split]} images")
 
 
-def _builtin(family: str, cache: Path, where: str = "") -> tuple[Index, str]:
+def _builtin(family: str, where: str = "") -> tuple[Index, str]:
     from bench.data import builtin
 
     if family not in builtin.FAMILIES:
         error = UnknownName("built-in family", family, builtin.FAMILIES)
         error.args = (f"{where}{error}",)
         raise error
-    fingerprint = builtin.fingerprint(family)
-    labels = _builtin_labels(family, cache / "labels" / f"{fingerprint}.npz")
+    labels = {split: builtin.split_labels(family, split) for split in SPLITS}
     files = [f"{split}/{row:05d}" for split in SPLITS for row in range(len(labels[split]))]
     index = Index(
         name=family,
@@ -167,21 +162,4 @@ def _builtin(family: str, cache: Path, where: str = "") -> tuple[Index, str]:
         labels=np.concatenate([labels[split] for split in SPLITS]),
         splits=tuple(split for split in SPLITS for _ in labels[split]),
     )
-    return index, fingerprint
-
-
-def _builtin_labels(family: str, memory: Path) -> dict[str, npt.NDArray[np.int64]]:
-    """Labels per split, remembered: to draw them takes the seconds that drawing the images takes."""
-    from bench.data.builtin import draw_split
-
-    try:
-        with np.load(memory) as known:
-            return {split: known[split] for split in SPLITS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        labels: dict[str, npt.NDArray[np.int64]] = {split: draw_split(family, split)[1] for split in SPLITS}
-    with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.{time.time_ns()}.npz")
-        np.savez(temporary, **labels)  # type: ignore[arg-type]
-        temporary.replace(memory)
-    return labels
+    return index, builtin.fingerprint(family)

@@ -45,7 +45,7 @@ def _entry(known: Mapping[str, list[object]], file: str) -> tuple[int, int, str]
     match known.get(plain(file)):
         case [int(size), int(changed), str(digest)]:
             return size, changed, digest
-    return -1, -1, ""
+    return -2, -2, ""  # the stamp of no file
 
 
 def _sha256(path: Path) -> str:

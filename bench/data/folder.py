@@ -1,4 +1,14 @@
-"""A dataset that is a folder of images: CLASS/FILE.jpg, split folders, splits.csv or a flat heap of images."""
+"""A dataset that is a folder of images.
+
+With splits.csv (file, class, split) that file decides; images that it does not list are left out, with a
+warning. Without it the top folders decide:
+
+- none: every image is unlabelled;
+- train, val, test, unlabelled (or a synonym, see `splits.WORDS`): train/CLASS/FILE, unlabelled/FILE;
+- any others: they are the classes, cut 60/20/20 class by class; a folder `unlabelled` may lie beside them.
+
+Folders below a class may nest. Where there is no val split, 20 % of each class's train images become it.
+"""
 
 import hashlib
 import logging

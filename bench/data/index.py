@@ -16,7 +16,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 VAL_SHARE = 0.2  # of the train images of each class, where a dataset brings no val split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
     """Every image of a dataset in a fixed order.
 

@@ -33,7 +33,7 @@ PACK_VERSION = 1  # raise it when the same dataset would be packed differently
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """A dataset's images, ready: rows `0..N-1` in the index's order without the skipped files.
 
@@ -82,7 +82,7 @@ class Pack:
 
     def batch(self, rows: Tensor, device: torch.device | str = "cpu") -> ImageBatch:
         """The images of `rows` on `device`; the copy to a GPU does not wait."""
-        there = rows.to(self.images.device)
+        there = rows.to(self.images.device, non_blocking=True)
         pixels, aspect = self.images.index_select(0, there), self.aspect.index_select(0, there)
         target = torch.device(device)
         if target.type == "cuda" and pixels.device.type == "cpu":
