@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import UnknownName
-from bench.results.frames import COMPARISON, LEADERBOARD, typed_frame
+from bench.results.frames import COMPARISON, LEADERBOARD, PARAM, typed_frame
 from bench.results.statistics import Difference, average_ranks, mean_over_seeds, paired, paired_over_datasets, ties
 
 COLUMNS = tuple(  # what of the ledger a leaderboard needs: reading only these is twice as fast
@@ -19,6 +19,8 @@ COLUMNS = tuple(  # what of the ledger a leaderboard needs: reading only these i
     error_file reused recorded_at dataset protocol variant split metric headline value samples low high objective
     swept_numbers swept_texts device_seconds images_per_second peak_memory_bytes""".split()  # noqa: SIM905
 )
+_SCORES = "configuration protocol variant dataset metric seed value low high samples".split()  # noqa: SIM905
+Heads = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def of_sweep(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     if rows.empty:
         raise UnknownName("sweep with results", sweep, sweeps(frame))
     newest = rows.sort_values(["recorded_at", "sweep_id"])["sweep_id"].iloc[-1]
-    chosen: pd.DataFrame = rows[rows["sweep_id"] == newest]
+    wanted = [name for name in frame if name in COLUMNS or str(name).startswith(PARAM)]
+    chosen: pd.DataFrame = rows.loc[rows["sweep_id"] == newest, wanted]
     return chosen
 
 
@@ -57,9 +60,9 @@ def search_best(frame: pd.DataFrame, sweep: str) -> Best | None:
     top = groups.iloc[0]
     trial = found[found["configuration_id"] == top["configuration_id"]].iloc[0]
     swept = {
-        str(name).removeprefix("param."): trial[name]
+        str(name).removeprefix(PARAM): trial[name]
         for name in found.columns
-        if str(name).startswith("param.") and not pd.isna(trial[name])
+        if str(name).startswith(PARAM) and not pd.isna(trial[name])
     }
     draw = None if pd.isna(top["draw"]) else int(top["draw"])
     return Best(str(top["configuration_id"]), draw, float(top["objective"]), swept)
@@ -74,7 +77,8 @@ def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> p
     """
     shown = _shown(frame, sweep)
     scores = _scores(shown, metric)
-    blocks = [_block(shown, rows, protocol, variant) for (protocol, variant), rows in _by_protocol(scores)]
+    heads = _heads(shown)
+    blocks = [_block(heads, rows, protocol, variant) for (protocol, variant), rows in _by_protocol(scores)]
     records = [record for block in blocks for record in block]
     return typed_frame(records, LEADERBOARD)
 
@@ -159,9 +163,8 @@ def _one_meaning_per_name(rows: pd.DataFrame, best: Best | None) -> pd.DataFrame
 def _scores(shown: pd.DataFrame, metric: str | None) -> pd.DataFrame:
     """The test rows that a leaderboard scores by; finished trials only."""
     wanted = shown["headline"] if metric is None else shown["metric"] == metric
-    scores: pd.DataFrame = shown[
-        wanted & (shown["split"] == "test") & (shown["status"] == "finished") & shown["value"].notna()
-    ]
+    wanted &= (shown["split"] == "test") & (shown["status"] == "finished") & shown["value"].notna()
+    scores: pd.DataFrame = shown.loc[wanted, _SCORES]
     return scores
 
 
@@ -180,14 +183,13 @@ def _by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float
     return table
 
 
-def _block(shown: pd.DataFrame, rows: pd.DataFrame, protocol: str, variant: str) -> list[dict[str, Any]]:
+def _block(heads: Heads, rows: pd.DataFrame, protocol: str, variant: str) -> list[dict[str, Any]]:
     """The leaderboard's records of one protocol and variant."""
     table = _by_configuration(rows)
     means = {
         name: {dataset: mean_over_seeds(scores.values()).mean for dataset, scores in by_dataset.items()}
         for name, by_dataset in table.items()
     }
-    heads = _heads(shown)
     rivals = [name for name in heads if heads[name]["role"] != "control"]  # controls are shown, not ranked
     ranks = average_ranks({name: means.get(name, {}) for name in rivals})
     order = sorted(heads, key=lambda name: (name not in rivals, _nan_last(ranks.get(name, math.nan)), name))
@@ -222,9 +224,9 @@ def _cell(rows: pd.DataFrame) -> dict[str, Any]:
     return cell | {"low": low, "high": high, "interval": kind}
 
 
-def _heads(shown: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _heads(shown: pd.DataFrame) -> Heads:
     """What identifies each configuration, and what its finished trials cost on average."""
-    heads: dict[str, dict[str, Any]] = {}
+    heads: Heads = {}
     same = ("sweep", "sweep_id", "stage", "configuration", "role", "configuration_id", "method", "encoder")
     mean = ("objective", "device_seconds", "images_per_second", "peak_memory_bytes")
     for name, group in shown.groupby("configuration", sort=True):

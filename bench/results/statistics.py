@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 Scores = Mapping[int, float]  # value by seed
@@ -158,8 +158,8 @@ def _t_interval(values: Values, confidence: float) -> tuple[float, float]:
     """Student's t interval of the mean; NaN for fewer than two values."""
     if values.size < 2:
         return math.nan, math.nan
-    mean, error = float(values.mean()), float(stats.sem(values))
-    reach = error * float(stats.t.ppf((1 + confidence) / 2, values.size - 1))
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
+    reach = error * float(special.stdtrit(values.size - 1, (1 + confidence) / 2))
     return mean - reach, mean + reach
 
 
