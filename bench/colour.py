@@ -152,8 +152,8 @@ def _mix(x: Tensor, slot: Tensor) -> Tensor:
     """Apply to each sample its change `slot` `[B,3]`, in place."""
     factor, mean, pixel = slot.view(-1, 3, 1, 1, 1).unbind(1)
     gray = luma(x)
-    target = torch.addcmul(gray.mean((1, 2, 3), keepdim=True) * mean, gray, pixel)
-    return torch.lerp(target, x, factor, out=x).clamp_(0, 1)
+    level = gray.mean((1, 2, 3), keepdim=True) * mean
+    return torch.lerp(gray.mul_(pixel).add_(level), x, factor, out=x).clamp_(0, 1)
 
 
 def _jitter(x: Tensor, slots: Tensor, turn: Tensor, before: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CACHE = 2**17  # floats that a CPU core keeps near: work on larger batches goes in blocks of about this size
+CACHE = 2**18  # floats that a CPU core keeps near: work on larger batches goes in blocks of about this size
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ def gaussian(sigma: Tensor, taps: int, length: int) -> Band:
 
 
 def blocks(count: int, floats: int) -> Iterator[slice]:
-    """Cut `count` samples of `floats` numbers each into runs that stay in a CPU's cache."""
-    step = max(1, CACHE // max(1, floats))
+    """Cut `count` samples of `floats` numbers each into even runs that stay in a CPU's cache."""
+    runs = max(1, round(count * floats / CACHE))
+    step = max(1, math.ceil(count / runs))
     for first in range(0, count, step):
         yield slice(first, min(count, first + step))
 

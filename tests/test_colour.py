@@ -31,6 +31,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class ShapesOnly(Draw):
+    """Draws without values: whatever needs one on the host (a synchronisation on a GPU) is an error."""
+
+    def unit(self, count: int = 1) -> Tensor:
+        return super().unit(count).to("meta")
+
+
 def noise(batch: int, side: int = 10, seed: int = 0) -> Tensor:
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
@@ -263,3 +270,19 @@ def test_inplace_overwrites_and_gives_the_same() -> None:
         expected = operation(x, Draw(0, 9), 0.5)
         assert torch.equal(operation(x, Draw(0, 9), 0.5, inplace=True), expected)
         assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_value_is_needed_on_the_host(name: str) -> None:
+    x = torch.empty(4, 3, 16, 16, device="meta")
+    assert OPERATIONS[name](x, ShapesOnly(0, 4), 0.5).shape == x.shape
+    with pytest.raises(NotImplementedError):
+        (x > 0).nonzero()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_gpu_gives_the_views_of_a_cpu(name: str) -> None:
+    x = noise(30, 24)
+    ours = OPERATIONS[name](x.cuda(), Draw(0, 30, device="cuda"), 0.6)
+    torch.testing.assert_close(ours.cpu(), OPERATIONS[name](x, Draw(0, 30), 0.6), atol=1e-4, rtol=0)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +15,21 @@ from bench.images import ImageBatch
 from bench.resample import Band, products, separable, triangle
 
 COUNT = 4000
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pictures are small and the machine may be shared
+    yield
+    torch.set_num_threads(before)
+
+
+class ShapesOnly(Draw):
+    """Draws without values: whatever needs one on the host (a synchronisation on a GPU) is an error."""
+
+    def unit(self, count: int = 1) -> Tensor:
+        return super().unit(count).to("meta")
 
 
 def noise(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -215,3 +231,9 @@ def test_a_batch_larger_than_one_block_is_resampled_alike() -> None:
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.6]]).expand(9, 4)
     whole = views.crop(square(pixels), boxes, 20)
     assert torch.equal(whole[8:], views.crop(square(pixels[8:]), boxes[8:], 20))
+
+
+def test_no_value_is_needed_on_the_host() -> None:
+    images = ImageBatch(noise(4, 20, 30).to("meta"), torch.ones(4, device="meta"))
+    assert view(images, ShapesOnly(0, 4)).shape == (4, 3, 12, 12)
+    assert views.crop(images, views.centre_crop(images.aspect), 9, dtype=torch.float16).dtype == torch.float32
