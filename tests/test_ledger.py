@@ -377,6 +377,7 @@ def test_two_processes_write_at_once_while_a_third_reads(tmp_path: Path):
     writers = [start_writer(tmp_path, "go", each) for each in names]
     ledger = Ledger(tmp_path)
     while any(writer.poll() is None for writer in writers):
+        time.sleep(0.02)
         frame, problems = ledger.read()
         assert problems == []
         assert (frame.groupby("trial_id").size() == 2).all()

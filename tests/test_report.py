@@ -72,7 +72,18 @@ def book(tmp_path: Path) -> Book:
 
 @pytest.fixture
 def full(book: Book) -> Book:
-    """A whole sweep: a search with pruned and failed trials, then best, baseline and control on three seeds."""
+    """A whole sweep, to add to."""
+    return fill(book)
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The frame of a whole sweep."""
+    return fill(Book(tmp_path_factory.mktemp("out"))).frame
+
+
+def fill(book: Book) -> Book:
+    """Write a search with pruned and failed trials, then best, baseline and control on three seeds."""
     for draw, objective in enumerate([0.55, 0.62, 0.58]):
         swept = {"gamma.low": 0.3 + 0.1 * draw, "gamma.both": draw == 1}
         book.add(None, 0, {"leaves": 0.6}, draw=draw, swept=swept, objective=objective, configuration_id=f"c{draw}")
@@ -117,16 +128,16 @@ def test_test_scores_do_not_change_the_choice(book: Book, tmp_path: Path):
     assert search_best(book.frame, "gamma") == search_best(poisoned.frame, "gamma")
 
 
-def test_search_best_carries_its_swept_values(full: Book):
-    best = search_best(full.frame, "gamma")
+def test_search_best_carries_its_swept_values(frame: pd.DataFrame):
+    best = search_best(frame, "gamma")
     assert best is not None
     assert (best.configuration_id, best.draw, best.objective) == ("c1", 1, 0.62)
     assert best.swept == {"gamma.low": 0.4, "gamma.both": True}
     assert wording.search_line(best) == ["Search chose gamma.both = true, gamma.low = 0.4 (draw 1, validation 62.0 %)."]
 
 
-def test_leaderboard_has_the_stated_columns_and_values(full: Book):
-    board = leaderboard(full.frame, "gamma")
+def test_leaderboard_has_the_stated_columns_and_values(frame: pd.DataFrame):
+    board = leaderboard(frame, "gamma")
     assert board.columns.tolist() == LEADERBOARD.names
     assert str(board["seeds"].dtype) == "Int64"
     assert str(board["tie"].dtype) == "boolean"
@@ -198,11 +209,11 @@ def test_a_configuration_whose_trials_all_failed_is_a_blank_row(full: Book):
     assert "broken, seed 0: RuntimeError: out of memory" in shown(full.frame)
 
 
-def test_another_metric_can_be_asked_for(full: Book):
-    board = leaderboard(full.frame, "gamma", metric="macro_f1")
+def test_another_metric_can_be_asked_for(frame: pd.DataFrame):
+    board = leaderboard(frame, "gamma", metric="macro_f1")
     top = board[(board["configuration"] == "best") & (board["dataset"] == "leaves")].iloc[0]
     assert (top["metric"], top["value"]) == ("macro_f1", pytest.approx(0.36))
-    assert leaderboard(full.frame, "gamma", metric="none").empty
+    assert leaderboard(frame, "gamma", metric="none").empty
 
 
 def test_protocols_are_in_order(book: Book):
@@ -212,8 +223,8 @@ def test_protocols_are_in_order(book: Book):
     assert board["protocol"].str.cat(board["variant"]).tolist() == ["linear", "knnk=20", "knnk=200"]
 
 
-def test_comparison_is_paired_per_dataset_and_overall(full: Book):
-    gaps = comparison(full.frame, "gamma")
+def test_comparison_is_paired_per_dataset_and_overall(frame: pd.DataFrame):
+    gaps = comparison(frame, "gamma")
     assert gaps.columns.tolist() == COMPARISON.names
     rows = gaps[(gaps["baseline"] == "without gamma") & (gaps["protocol"] == "linear")]
     assert rows["dataset"].fillna("all").tolist() == ["leaves", "wings", "all"]
@@ -270,11 +281,11 @@ def test_trial_counts(full: Book):
     assert trial_counts(full.frame, "gamma") == {"finished": 13, "pruned": 1, "failed": 1, "reused": 1}
 
 
-def test_failures_tell_which_why_and_where(full: Book):
-    (row,) = failures(full.frame, "gamma").to_dict("records")
+def test_failures_tell_which_why_and_where(frame: pd.DataFrame):
+    (row,) = failures(frame, "gamma").to_dict("records")
     assert (row["error"], row["error_file"], row["draw"]) == ("TrialFailed: the loss is not finite", "errors/x.txt", 4)
     assert f"{row['trial_id'][:12]} search draw 4, seed 0: TrialFailed: the loss is not finite (errors/x.txt)" in shown(
-        full.frame
+        frame
     )
 
 
@@ -284,11 +295,11 @@ def test_the_stated_columns_are_enough_for_the_report(full: Book):
     assert export(part, None, "json") == export(full.frame, None, "json")
 
 
-def test_an_unknown_sweep_is_a_clear_error(full: Book):
+def test_an_unknown_sweep_is_a_clear_error(frame: pd.DataFrame):
     with pytest.raises(UnknownName, match="did you mean 'gamma'"):
-        render(full.frame, "gama")
+        render(frame, "gama")
     with pytest.raises(UnknownName, match="did you mean 'json'"):
-        export(full.frame, None, "jsn")
+        export(frame, None, "jsn")
 
 
 def test_an_empty_ledger_renders(tmp_path: Path):
@@ -321,8 +332,8 @@ def test_nothing_is_cut_and_no_line_is_too_wide(full: Book, width: int):
         assert expected in text
 
 
-def test_the_narrow_report_golden(full: Book):
-    head = shown(full.frame, 80, "gamma").split("\nknn k=20")[0]
+def test_the_narrow_report_golden(frame: pd.DataFrame):
+    head = shown(frame, 80, "gamma").split("\nknn k=20")[0]
     assert [line.rstrip() for line in head.splitlines()] == GOLDEN.splitlines()
 
 
@@ -373,26 +384,25 @@ def test_escape():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_same_ledger_gives_the_same_bytes(full: Book, kind: str):
-    frame = full.frame
+def test_the_same_ledger_gives_the_same_bytes(frame: pd.DataFrame, kind: str):
     first = export(frame, None, kind)
-    assert first == export(full.frame, None, kind)
+    assert first == export(frame, None, kind)
     assert first == export(frame.sample(frac=1, random_state=0), None, kind)
     assert first == export(frame, "gamma", kind)
 
 
-def test_parquet_and_csv_exports_are_the_leaderboard(full: Book):
-    board = leaderboard(full.frame, "gamma")
-    table = pq.read_table(io.BytesIO(export(full.frame, "gamma", "parquet")))
+def test_parquet_and_csv_exports_are_the_leaderboard(frame: pd.DataFrame):
+    board = leaderboard(frame, "gamma")
+    table = pq.read_table(io.BytesIO(export(frame, "gamma", "parquet")))
     assert table.schema.equals(LEADERBOARD)
     assert table["value"].to_pylist() == board["value"].tolist()
-    csv = pd.read_csv(io.BytesIO(export(full.frame, "gamma", "csv")))
+    csv = pd.read_csv(io.BytesIO(export(frame, "gamma", "csv")))
     assert csv["value"].tolist() == board["value"].tolist()
     assert csv.columns.tolist() == LEADERBOARD.names
 
 
-def test_json_export(full: Book):
-    (tree,) = json.loads(export(full.frame, "gamma", "json"))
+def test_json_export(frame: pd.DataFrame):
+    (tree,) = json.loads(export(frame, "gamma", "json"))
     assert tree["trials"]["finished"] == 12
     assert tree["search_best"]["swept"] == {"gamma.both": True, "gamma.low": 0.4}
     assert tree["leaderboard"][0]["configuration"] == "best"
@@ -400,8 +410,8 @@ def test_json_export(full: Book):
     assert tree["failures"][0]["error"] == "TrialFailed: the loss is not finite"
 
 
-def test_markdown_export(full: Book):
-    text = export(full.frame, "gamma", "md").decode()
+def test_markdown_export(frame: pd.DataFrame):
+    text = export(frame, "gamma", "md").decode()
     assert text.startswith("## gamma\n\nOver 2 datasets and 3 seeds (linear), best scores 1.3 points above")
     assert "| configuration | seeds | rank | leaves (top-1) | wings (top-1) |\n| --- | ---: |" in text
     assert "| best | 3 | 1.0 | **72.0** \\[69.5, 74.5\\] | **62.0** \\[59.5, 64.5\\] |" in text

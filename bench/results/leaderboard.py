@@ -43,7 +43,8 @@ def of_sweep(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     rows = frame[frame["sweep"] == sweep]
     if rows.empty:
         raise UnknownName("sweep with results", sweep, sweeps(frame))
-    newest = rows.sort_values(["recorded_at", "sweep_id"])["sweep_id"].iloc[-1]
+    recorded = rows.groupby("sweep_id")["recorded_at"].max().reset_index()
+    newest = recorded.sort_values(["recorded_at", "sweep_id"])["sweep_id"].iloc[-1]
     wanted = [name for name in frame if name in COLUMNS or str(name).startswith(PARAM)]
     chosen: pd.DataFrame = rows.loc[rows["sweep_id"] == newest, wanted]
     return chosen

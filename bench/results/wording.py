@@ -96,7 +96,9 @@ def legend(board: pd.DataFrame) -> str:
         )
         if used
     ]
-    return f"= not separated from it, paired over seeds; [95 % interval: {', '.join(ranges)}]; n: test samples"
+    known = board["tie"].notna() & ~board["best"]
+    ties = "= not separated from it, paired over seeds" if known.any() else "ties cannot be told from these seeds"
+    return f"{ties}; [95 % interval: {', '.join(ranges)}]; n: test samples"
 
 
 def answers(gaps: pd.DataFrame) -> list[str]:
