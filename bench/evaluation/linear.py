@@ -32,9 +32,10 @@ STRENGTHS: tuple[float, ...] = tuple(10 ** (-6 + 11 * i / 44) for i in range(45)
 PATH_TOLERANCE = 1e-7
 FIT_TOLERANCE = 1e-10
 
-MEMORY = 12  # curvature pairs; 20 saves a tenth of the evaluations and costs more than that in time
+MEMORY = 8  # curvature pairs; 20 saves a tenth of the evaluations and costs more than that in time
+REFRESH = 25  # steps after which the approximate Hessian is made anew
 ITERATIONS = 2000
-ROUGH = 1e-3  # tolerance of the strengths that only lead to the wanted one
+ROUGH = 1e-4  # tolerance of the strengths that only lead to the wanted one
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Path:
         self.penalised[-1] = 0
         self.l2 = 0.0
         self.solved: list[tuple[float, Tensor]] = []  # (log strength, w) of the last three
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # (step, gradient difference)
+        self.pairs: list[tuple[Tensor, Tensor, float]] = []  # (step, gradient difference, their product)
 
     def solve(self, strength: float, tolerance: float) -> LinearProbe:
         """Solve the next strength, starting from what the ones before it foretell."""
@@ -171,9 +172,9 @@ class _Path:
     def _weaken(self, l2: float) -> None:
         """Change the penalty; the curvature pairs follow exactly, since it is quadratic."""
         change = (l2 - self.l2) * self.penalised
-        moved = [(step, difference + change * step) for step, difference in self.pairs]
-        self.pairs = [(step, difference) for step, difference in moved if _dot(step, difference) > 0]
-        self.l2 = l2
+        pairs, self.pairs, self.l2 = self.pairs, [], l2
+        for step, difference, _ in pairs:
+            self._remember(step, torch.addcmul(difference, change, step))
 
     def _predict(self, place: float) -> Tensor:
         """Extrapolate the last optima to a log strength, by the polynomial through them."""
@@ -189,33 +190,45 @@ class _Path:
     def _descend(self, w: Tensor, tolerance: float) -> tuple[Tensor, float, float]:
         """L-BFGS from `w`; returns the optimum, its objective and the decrease still promised."""
         value, gradient, residual = self._evaluate(w)
-        turn, scale = self._curvature(residual)
-        gap = math.inf
+        gap, age = math.inf, REFRESH
         for _ in range(ITERATIONS):
+            if age >= REFRESH:
+                (turn, scale), age = self._curvature(residual), 0
             direction = self._direction(gradient, turn, scale)
             slope = _dot(direction, gradient)
             gap = -slope / 2
-            if gap <= tolerance * min(1.0, value):
+            if slope > 0 and self.pairs:  # rounding spoilt the pairs: start anew without them
+                self.pairs.clear()
+            elif gap <= tolerance * min(1.0, value) and age == 0:
                 break
-            found = self._search(w, direction, value, slope)
-            if found is None:  # no decrease left that float64 can see
-                break
-            new, value, new_gradient = found
-            pair = (new - w, new_gradient - gradient)
-            if _dot(*pair) > 0:
-                self.pairs = [*self.pairs[1 - MEMORY :], pair]
-            w, gradient = new, new_gradient
+            elif gap <= tolerance * min(1.0, value):  # far from where it was made, the Hessian overrates: check
+                age = REFRESH
+            else:
+                found = self._search(w, direction, value, slope)
+                if found is None:  # no decrease left that float64 can see
+                    break
+                new, value, new_gradient, residual = found
+                self._remember(new - w, new_gradient - gradient)
+                w, gradient, age = new, new_gradient, age + 1
         return w, value, gap
 
-    def _search(self, w: Tensor, direction: Tensor, value: float, slope: float) -> tuple[Tensor, float, Tensor] | None:
+    def _remember(self, step: Tensor, difference: Tensor) -> None:
+        """Keep a curvature pair, unless rounding made it useless."""
+        product = _dot(step, difference)
+        if product > 0:
+            self.pairs = [*self.pairs[1 - MEMORY :], (step, difference, product)]
+
+    def _search(
+        self, w: Tensor, direction: Tensor, value: float, slope: float
+    ) -> tuple[Tensor, float, Tensor, Tensor] | None:
         """Shorten the step until the value falls and the slope has not turned; the function is convex."""
         step = 1.0
         while step > 1e-10:
             new = torch.add(w, direction, alpha=step)
-            new_value, gradient, _ = self._evaluate(new)
+            new_value, gradient, residual = self._evaluate(new)
             end = _dot(direction, gradient)
-            if new_value <= value + 1e-14 * abs(value) and end <= -0.5 * slope:
-                return new, new_value, gradient
+            if new_value <= value + 1e-14 * abs(value) and end <= -0.9 * slope:
+                return new, new_value, gradient, residual
             secant = slope / (slope - end) if end > slope else 0.5
             step *= min(0.5, max(0.1, secant))
         return None
@@ -224,10 +237,13 @@ class _Path:
         """The objective, its gradient `[P,R+1]`, and the residuals p - onehot(y) `[N,P]`."""
         residual = torch.softmax(self.z @ w.T, 1)
         own = residual.gather(1, self.y[:, None])
-        residual.scatter_(1, self.y[:, None], own - 1)
-        penalty = self.l2 * self.penalised * w
+        # 1 - p as the sum of the others: exact where p is all but 1, which weak strengths live on.
+        others = residual.scatter_(1, self.y[:, None], 0.0).sum(1, keepdim=True)
+        residual.scatter_(1, self.y[:, None], -others)
         # A probability below 1e-300 only ever ends a step that is too long.
-        value = float(0.5 * _dot(penalty, w) - own.clamp_(min=1e-300).log_().sum())
+        loss = torch.where(own < 0.5, -own.clamp(min=1e-300).log(), -torch.log1p(-others))
+        penalty = self.l2 * self.penalised * w
+        value = float(0.5 * _dot(penalty, w) + loss.sum())
         return value, torch.addmm(penalty, residual.T, self.z), residual
 
     def _curvature(self, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,12 +258,15 @@ class _Path:
         # All classes moving together changes no probability: keep rounding from piling up there.
         work = gradient.mean(0) - gradient
         factors = []
-        for step, difference in reversed(self.pairs):
-            factors.append(_dot(step, work) / _dot(step, difference))
+        for step, difference, product in reversed(self.pairs):
+            factors.append(_dot(step, work) / product)
             work.add_(difference, alpha=-factors[-1])
         work = turn @ ((turn.T @ work) / scale)
-        for (step, difference), factor in zip(self.pairs, reversed(factors), strict=True):
-            work.add_(step, alpha=factor - _dot(difference, work) / _dot(step, difference))
+        if self.pairs:  # the last pair says how far off the size of the approximation is
+            _, difference, product = self.pairs[-1]
+            work *= product / float(((turn.T @ difference).square_() / scale).sum())
+        for (step, difference, product), factor in zip(self.pairs, reversed(factors), strict=True):
+            work.add_(step, alpha=factor - _dot(difference, work) / product)
         return work
 
 

@@ -1,0 +1,163 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from bench.errors import BadData, BadInput
+from bench.evaluation.linear import STRENGTHS, Features, LinearProbe, choose_strength, fit, path
+
+
+def draw(samples: int, dim: int, classes: int, seed: int = 0, spread: float = 0.6) -> Features:
+    """Overlapping classes on features of very different variance and a mean far from 0, as encoders give them."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = spread * torch.randn(classes, dim, generator=torch.Generator().manual_seed(7))
+    y = torch.randint(classes, (samples,), generator=generator)
+    scale = torch.logspace(0.3, -1, dim)
+    return Features((centres[y] + torch.randn(samples, dim, generator=generator)) * scale + 0.5, y)
+
+
+def sklearns(features: Features, strength: float) -> LogisticRegression:
+    model = LogisticRegression(C=1 / strength, tol=1e-8, max_iter=20000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(features.x.double().numpy(), features.y.numpy())
+
+
+def objective(weight: np.ndarray, bias: np.ndarray, features: Features, strength: float) -> float:
+    """The module's formula written out, for three classes or more."""
+    logits = features.x.double() @ torch.as_tensor(weight).T + torch.as_tensor(bias)
+    loss = torch.nn.functional.cross_entropy(logits, features.y, reduction="sum")
+    return float(loss) + strength / 2 * float(np.square(weight).sum())
+
+
+def centred(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    array = np.asarray(values)
+    return array - array.mean(0)
+
+
+CASES = [(2, 120, 20), (2, 30, 60), (10, 300, 24), (10, 80, 120)]
+
+
+@pytest.mark.parametrize(("classes", "samples", "dim"), CASES)
+@pytest.mark.parametrize("strength", [1e5, 30.0, 1.0, 0.03])
+def test_fit_is_sklearns(classes: int, samples: int, dim: int, strength: float) -> None:
+    train, new = draw(samples, dim, classes), draw(50, dim, classes, seed=1)
+    ours, theirs = fit(train, strength, classes), sklearns(train, strength)
+    probabilities = theirs.predict_proba(new.x.double().numpy())
+    np.testing.assert_allclose(ours.scores(new.x).softmax(1), probabilities, atol=1e-4)
+    if classes == 2:
+        difference = ours.weight[1:] - ours.weight[:1]
+        np.testing.assert_allclose(difference, theirs.coef_, atol=1e-4)
+    else:
+        np.testing.assert_allclose(ours.weight, theirs.coef_, atol=1e-4)
+        np.testing.assert_allclose(centred(ours.bias), centred(theirs.intercept_), atol=1e-4, rtol=1e-3)
+        expected = objective(theirs.coef_, theirs.intercept_, train, strength)
+        assert ours.objective == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "dim"), [(300, 24), (80, 120)])
+def test_weakest_strength_is_solved_better_than_sklearn_does(samples: int, dim: int) -> None:
+    train, new = draw(samples, dim, 10), draw(50, dim, 10, seed=1)
+    ours, theirs = fit(train, 1e-6, 10), sklearns(train, 1e-6)
+    expected = objective(theirs.coef_, theirs.intercept_, train, 1e-6)
+    assert ours.objective == pytest.approx(objective(ours.weight.numpy(), ours.bias.numpy(), train, 1e-6), rel=1e-6)
+    assert ours.objective <= expected * (1 + 1e-9)
+    assert (ours.scores(new.x).argmax(1).numpy() == theirs.predict(new.x.double().numpy())).mean() >= 0.9
+
+
+@pytest.mark.parametrize(("samples", "dim"), [(300, 24), (80, 120)])
+def test_gradient_is_zero_along_the_whole_path(samples: int, dim: int) -> None:
+    train = draw(samples, dim, 10)
+    probes = list(path(train, 10))
+    assert [probe.strength for probe in probes] == sorted(STRENGTHS, reverse=True)
+    for probe in probes:
+        assert float(probe.weight.sum(0).abs().max()) <= 1e-6 * float(probe.weight.norm())
+        weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
+        logits = train.x.double() @ weight.T + bias
+        loss = torch.nn.functional.cross_entropy(logits, train.y, reduction="sum")
+        total = loss + probe.strength / 2 * weight.square().sum()
+        gradients = torch.autograd.grad(total, (weight, bias))
+        assert probe.gap <= 1e-7 * min(1.0, probe.objective)
+        assert max(float(gradient.abs().max()) for gradient in gradients) < 0.05 * min(1.0, probe.objective)
+        assert probe.objective == pytest.approx(total.item(), rel=1e-9)
+
+
+def test_path_and_single_fits_meet() -> None:
+    train = draw(150, 40, 5)
+    for probe in list(path(train, 5))[::11]:
+        alone = fit(train, probe.strength, 5)
+        assert float((alone.weight - probe.weight).norm() / alone.weight.norm()) < 1e-3
+        assert alone.objective <= probe.objective + 1e-7 * min(1.0, probe.objective)
+
+
+def test_strengths_are_the_fields() -> None:
+    np.testing.assert_allclose(STRENGTHS, np.logspace(-6, 5, 45))
+
+
+def test_choice_is_the_best_on_validation_and_ties_go_to_the_stronger() -> None:
+    train, val = draw(100, 30, 4), draw(60, 30, 4, seed=1)
+    choice = choose_strength(train, val, 4)
+    assert len(choice.accuracies) == 45
+    best = max(choice.accuracies.values())
+    assert choice.strength == max(s for s, value in choice.accuracies.items() if value == best)
+    assert choice.scores.values["top1"] == best
+    tied = choose_strength(draw(100, 30, 4, spread=9.0), draw(60, 30, 4, seed=1, spread=9.0), 4, (1.0, 0.1, 10.0))
+    assert set(tied.accuracies.values()) == {1.0}
+    assert tied.strength == 10.0
+
+
+def test_metric_changes_the_choice() -> None:
+    train, val = draw(100, 30, 6), draw(60, 30, 6, seed=1)
+    by = {m: choose_strength(train, val, 6, metric=m) for m in ("top1", "top5", "macro_f1")}
+    for metric, choice in by.items():
+        assert choice.scores.values[metric] == max(choice.accuracies.values())
+    assert by["top5"].accuracies != by["top1"].accuracies
+
+
+def test_a_class_without_samples_is_never_predicted() -> None:
+    train = draw(100, 10, 4)
+    sparse = Features(train.x, torch.tensor([0, 2, 3, 6])[train.y])
+    scores, dense = fit(sparse, 0.1, 7).scores(train.x), fit(train, 0.1, 4).scores(train.x)
+    torch.testing.assert_close(scores[:, [0, 2, 3, 6]], dense)
+    assert (scores[:, [1, 4, 5]] == -torch.inf).all()
+
+
+def test_one_class_alone_is_always_predicted() -> None:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    probe = fit(Features(x, torch.full((8,), 2)), 1e-3, 4)
+    assert (probe.scores(x).argmax(1) == 2).all()
+
+
+def test_constant_and_repeated_features_are_harmless() -> None:
+    train = draw(60, 5, 3)
+    wide = torch.cat([train.x, train.x, torch.full((60, 2), 4.0)], 1)
+    probe = fit(Features(wide, train.y), 1e-2, 3)
+    torch.testing.assert_close(probe.weight[:, :5], probe.weight[:, 5:10], rtol=1e-4, atol=1e-6)
+    assert float(probe.weight[:, 10:].abs().max()) < 1e-9
+    flat = fit(Features(torch.ones(60, 4), train.y), 1.0, 3)
+    shares = torch.bincount(train.y).double() / 60
+    torch.testing.assert_close(flat.scores(torch.ones(1, 4)).softmax(1)[0], shares, rtol=1e-4, atol=0)
+
+
+def test_same_input_same_probe() -> None:
+    train = draw(80, 20, 5)
+    first, again = (fit(train, 0.01, 5) for _ in range(2))
+    assert isinstance(first, LinearProbe)
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_wrong_input_is_a_clear_error() -> None:
+    train = draw(20, 4, 3)
+    with pytest.raises(BadInput, match="above 0"):
+        fit(train, 0.0, 3)
+    with pytest.raises(BadData, match=r"labels must be in 0\.\.1"):
+        fit(train, 1.0, 2)
+    with pytest.raises(BadData, match=r"\[N,D\]"):
+        Features(train.x, train.y[:3])
+    with pytest.raises(BadData, match="empty"):
+        Features(train.x[:0], train.y[:0])
+    with pytest.raises(BadInput, match="no strength"):
+        choose_strength(train, train, 3, ())
