@@ -161,3 +161,14 @@ def test_wrong_input_is_a_clear_error() -> None:
         Features(train.x[:0], train.y[:0])
     with pytest.raises(BadInput, match="no strength"):
         choose_strength(train, train, 3, ())
+
+
+@pytest.mark.parametrize("strength", [1e-6, 1e-3, 1.0])
+def test_fit_is_within_the_bound_of_strong_convexity(strength: float) -> None:
+    train = draw(150, 40, 5)
+    probe = fit(train, strength, 5)
+    p = probe.scores(train.x).softmax(1) - torch.nn.functional.one_hot(train.y, 5)
+    gradient = p.T @ (train.x.double() - train.x.double().mean(0)) + strength * probe.weight
+    # However small the curvature that the solver believes in, the objective's is at least the strength.
+    assert float(gradient.square().sum()) / (2 * strength) < 1e-6 * probe.objective
+    assert float(probe.weight.sum(0).abs().max()) < 1e-9 * float(probe.weight.norm())

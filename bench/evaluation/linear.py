@@ -255,8 +255,7 @@ class _Path:
 
     def _direction(self, gradient: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
         """The two-loop recursion of L-BFGS (Nocedal 1980) about the approximate Hessian."""
-        # All classes moving together changes no probability: keep rounding from piling up there.
-        work = gradient.mean(0) - gradient
+        work = -gradient
         factors = []
         for step, difference, product in reversed(self.pairs):
             factors.append(_dot(step, work) / product)
@@ -267,7 +266,8 @@ class _Path:
             work *= product / float(((turn.T @ difference).square_() / scale).sum())
         for (step, difference, product), factor in zip(self.pairs, reversed(factors), strict=True):
             work.add_(step, alpha=factor - _dot(difference, work) / product)
-        return work
+        # All classes moving together changes no probability: keep rounding from piling up there.
+        return work - work.mean(0)
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
