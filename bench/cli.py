@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 some trials failed, 2 wrong usage or unusable input, 130 i
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.plan import Plan
-    from bench.scheduling.run import Outcome
+    from bench.scheduling.agenda import Agenda
     from bench.sweep import Sweep
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
@@ -68,8 +69,7 @@ def run(
     if dry_run:
         _show_plan(_plan(loaded, out, _console()))
         return
-    outcome = _run(loaded, out, address, cpus, force=force, retry_failed=retry_failed)
-    _end(outcome, out)
+    _end(_run(loaded, out, address, cpus, force=force, retry_failed=retry_failed), out)
 
 
 @app.command()
@@ -132,25 +132,27 @@ def main() -> None:
 
 def _run(
     sweep: "Sweep", out: Path, address: str | None, cpus: int | None, *, force: bool, retry_failed: bool
-) -> "Outcome":
+) -> "Agenda":
     from bench.progress import Board, show
     from bench.scheduling import events
-    from bench.scheduling.cluster import connect
-    from bench.scheduling.run import run_plan
+    from bench.scheduling.agenda import Agenda
+    from bench.scheduling.cluster import connect, local_gpus
+    from bench.scheduling.run import run_agenda
 
     console = _console()
     plan = _prepared(sweep, out, console)
-    with connect(address, cpus=cpus) as cluster:
-        plan = plan.with_gpus(cluster.gpus)
-        console.print(_headline(plan, "a local Ray" if cluster.local else "a Ray cluster", cluster.cpus, cluster.gpus))
+    address = address or os.environ.get("RAY_ADDRESS")
+    with ExitStack() as stack:
+        cluster = stack.enter_context(connect(address)) if address else None
+        plan = plan.with_gpus(cluster.gpus if cluster else local_gpus())
+        console.print(_headline(plan))
         board = Board(plan)
-        events.listen(board)
-        try:
-            with show(board, console):
-                outcome = run_plan(plan, cluster, force=force, retry_failed=retry_failed)
-        finally:
-            events.listen(None)
-    return outcome
+        stack.enter_context(events.listening(board))
+        stack.enter_context(show(board, console))
+        agenda = Agenda(plan, force=force, retry_failed=retry_failed)
+        if not agenda.is_done():  # else no Ray is needed
+            run_agenda(agenda, cluster or stack.enter_context(connect(None, cpus=cpus)))
+    return agenda
 
 
 def _plan(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
@@ -178,16 +180,15 @@ def _prepared(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
 SHOWN = 5
 
 
-def _headline(plan: "Plan", where: str, cpus: float, gpus: float) -> str:
+def _headline(plan: "Plan") -> str:
     from rich.markup import escape
 
     sweep = plan.sweep
-    hardware = f"{cpus:g} CPUs" + (f", {gpus:g} GPUs" if gpus else "")
     return (
         f"[bold]{escape(sweep.title)}[/]\n"
         f"sweep {escape(sweep.name)}, profile {escape(sweep.profile)}: {escape(sweep.method)} on "
         f"{escape(plan.pretrain.name)}, {escape(sweep.pretrain.backbone)} at {sweep.pretrain.image_size} px, "
-        f"{sweep.pretrain.epochs} epochs, {sweep.search.trials} trials; {where} with {hardware}"
+        f"{sweep.pretrain.epochs} epochs, {sweep.search.trials} trials, {'GPU' if plan.gpus else 'CPU'}"
     )
 
 
@@ -197,8 +198,8 @@ def _show_plan(plan: "Plan") -> None:
     _console().print(forecast(plan))
 
 
-def _end(outcome: "Outcome", out: Path) -> None:
-    console, tally = _console(), outcome.tally
+def _end(agenda: "Agenda", out: Path) -> None:
+    console, tally = _console(), agenda.tally
     console.print(
         f"{tally.ran} trials ran, {tally.pruned} pruned, {tally.reused} known already, {len(tally.failures)} failed; "
         f"everything is under {out}",
@@ -208,7 +209,7 @@ def _end(outcome: "Outcome", out: Path) -> None:
     for failure in tally.failures:
         where = f" (traceback: {out / failure.file})" if failure.file else ""
         console.print(f"failed: {failure.label}: {failure.error}{where}", style="red", highlight=False, markup=False)
-    if not outcome.done:
+    if not agenda.is_done():
         console.print("interrupted: the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED)
     if tally.failures:

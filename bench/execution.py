@@ -203,7 +203,7 @@ def _measurements(
     rows = []
     for metric, value in result.scores.values.items():
         low, high = result.scores.intervals.get(metric, (None, None))
-        headline = result.headline and metric == evaluation.metric
+        headline = metric == evaluation.metric
         rows.append(Measurement(**common, metric=metric, headline=headline, value=value, low=low, high=high))
     confusion = tuple(result.scores.confusion.flatten().tolist())
     rows.append(

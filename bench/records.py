@@ -110,7 +110,9 @@ def _siblings(record: type[Record], location: Sequence[int | str]) -> list[str]:
     """The valid keys at the place of an unknown key."""
     for part in location[:-1]:
         field = record.model_fields.get(str(part))
-        inner = nested_record(field.annotation) if field else None
+        if field is None:
+            continue  # the key or the place of a record inside a table or a list
+        inner = nested_record(field.annotation)
         if inner is None:
             return []
         record = inner

@@ -41,7 +41,6 @@ def ask(study: optuna.Study, plan: Plan) -> Trial:
 
 def preview(plan: Plan, count: int) -> Iterator[dict[str, Value]]:
     """The first `count` draws: those made already, then those that would come next without new results."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _study(plan, None)
     if study_path(plan).exists():
         for trial in open_study(plan).trials[:count]:
@@ -52,6 +51,7 @@ def preview(plan: Plan, count: int) -> Iterator[dict[str, Value]]:
 
 
 def _study(plan: Plan, storage: BaseStorage | None) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # progress is shown by bench
     return optuna.create_study(
         storage=storage, study_name=plan.sweep.name, direction="maximize", load_if_exists=storage is not None
     )

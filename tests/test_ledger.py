@@ -391,7 +391,7 @@ def test_twenty_thousand_files_are_listed_within_a_second(tmp_path: Path):
     ledger = Ledger(tmp_path)
     ledger.folder.mkdir()
     for number in range(20_000):
-        (ledger.folder / f"{ident(number)}.gamma.v1.search.finished.parquet").touch()
+        (ledger.folder / f"{ident(number)}.gamma.v1.search.-.finished.parquet").touch()
     start = time.perf_counter()
     listing = ledger.listing()
     assert all(listing.status(ident(number)) == "finished" for number in range(1000))

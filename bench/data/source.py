@@ -16,7 +16,5 @@ class Source(Record):
     name: str = Field(description="what reports call it: the card's or the folder's name")
     reader: Literal["builtin", "folder"] = Field(description="how its images are read")
     location: str = Field(description="a built-in family's name, or an absolute folder")
-    fingerprint: str = Field(
-        description="sha256 over every image's bytes, class and split, and the reader's version"
-    )
+    fingerprint: str = Field(description="sha256 over every image's bytes, class and split, and the reader's version")
     metric: Metric = Field("top1", description="the one headline metric that the field uses for it")

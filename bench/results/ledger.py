@@ -1,9 +1,10 @@
 """The Parquet ledger: one small file per trial and place in a sweep, written whole or not at all.
 
 A file's name says everything that scheduling asks, so that one directory listing answers it:
-`TRIAL.SWEEP.VERSION.STAGE.STATUS.parquet`, where SWEEP is the sweep's name made safe for file names and VERSION
-the first 12 letters of the sweep's id. No lock, any number of writers; nothing half-written is ever read, as a file
-is written under a name that readers pass over (a leading dot, another ending) and then renamed.
+`TRIAL.SWEEP.VERSION.STAGE.CONFIGURATION.STATUS.parquet`, where SWEEP and CONFIGURATION are names made safe for file
+names ("-" in search) and VERSION is the first 12 letters of the sweep's id. No lock, any number of writers; nothing
+half-written is ever read, as a file is written under a name that readers pass over (a leading dot, another ending)
+and then renamed.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(
     rf"(?P<trial_id>[0-9A-Za-z]+)\.(?P<sweep>[^.]+)\.(?P<version>[^.]+)"
-    rf"\.(?P<stage>{'|'.join(get_args(Stage))})\.(?P<status>{'|'.join(get_args(Status))})\.parquet"
+    rf"\.(?P<stage>{'|'.join(get_args(Stage))})\.(?P<configuration>[^.]+)\.(?P<status>{'|'.join(get_args(Status))})\.parquet"
 )
 _FINALITY: tuple[Status, ...] = ("finished", "pruned", "failed")  # the first outweighs the later
 _READERS = 4  # threads; reading small files is half waiting, half work that frees the interpreter
@@ -45,12 +46,13 @@ class Entry:
     sweep: str
     version: str
     stage: Stage
+    configuration: str
     status: Status
 
     @property
     def place(self) -> tuple[str, ...]:
         """What may exist once: the trial and its place."""
-        return self.trial_id, self.sweep, self.version, self.stage
+        return self.trial_id, self.sweep, self.version, self.stage, self.configuration
 
 
 class Reading(NamedTuple):
@@ -148,7 +150,8 @@ class Ledger:
         """
         finished = [entry for entry in self._of_trial(trial_id) if entry.status == "finished"]
         for entry in finished:
-            if entry.stage == membership.stage and _within(entry, membership.sweep, membership.sweep_id):
+            there = entry.stage == membership.stage and entry.configuration == _configuration(membership.configuration)
+            if there and _within(entry, membership.sweep, membership.sweep_id):
                 return entry.path
         for entry in finished:
             table = _read_file(entry.path, None)
@@ -190,12 +193,12 @@ class Ledger:
     def _entry(self, table: Any) -> Entry:
         if not table.schema.equals(SCHEMA):
             raise ValueError("the table is not of the ledger's schema; build it with rows_table")
-        keys = ("trial_id", "sweep", "sweep_id", "stage", "status")
+        keys = ("trial_id", "sweep", "sweep_id", "stage", "configuration", "status")
         values = {key: pc.unique(table[key]).to_pylist() for key in keys}
         if any(len(value) != 1 for value in values.values()):
             raise ValueError("a ledger file holds exactly one trial in one sweep and stage")
-        trial_id, sweep, sweep_id, stage, status = (values[key][0] for key in keys)
-        parts = (trial_id, _slug(sweep), _version(sweep_id), stage, status)
+        trial_id, sweep, sweep_id, stage, configuration, status = (values[key][0] for key in keys)
+        parts = (trial_id, _slug(sweep), _version(sweep_id), stage, _configuration(configuration), status)
         return Entry(self.folder / f"{'.'.join(parts)}.parquet", *parts)
 
     def _of_trial(self, trial_id: str) -> list[Entry]:
@@ -213,6 +216,11 @@ def _slug(sweep: str) -> str:
     plain = re.sub(r"[^a-z0-9_-]+", "-", sweep.lower())[:60] or "-"
     # "~" is in no plain slug, so a changed name never meets an unchanged one.
     return plain if plain == sweep else f"{plain}~{hashlib.sha256(sweep.encode()).hexdigest()[:10]}"
+
+
+def _configuration(name: str | None) -> str:
+    """A configuration's name as a part of a file name; "-" in search."""
+    return "-" if name is None else _slug(name)
 
 
 def _version(sweep_id: str) -> str:

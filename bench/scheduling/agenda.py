@@ -1,8 +1,8 @@
 """The agenda of a sweep: which trial comes next, and what becomes of each.
 
-It is Tune's searcher. First come the draws of Optuna, then, when all of them have ended, the confirmation of
-the best one. The ledger says what is finished; the study, kept beside it, says what was drawn. So the same
-command goes on where it was left, whatever stopped it, and a finished trial is never run again.
+First come the draws of Optuna, then, when all of them have ended, the confirmation of the best one. The ledger
+says what is finished; the study, kept beside it, says what was drawn. So the same command goes on where it was
+left, whatever stopped it, and a finished trial is never run again.
 """
 
 import shutil
@@ -10,13 +10,11 @@ import traceback
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import Searcher
 
 from bench.execution import membership, trial_facts
 from bench.job import Job, label
@@ -46,68 +44,51 @@ class Tally:
     failures: list[Failure] = field(default_factory=list)
 
 
-class Agenda(Searcher):
-    """Hands out jobs to Tune and records how they end. Lives in the driver."""
+class Agenda:
+    """Hands out jobs and records how they end. Lives in the driver; knows nothing of Ray."""
 
     def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
-        super().__init__(metric="objective", mode="max")
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
         self.ledger = Ledger(plan.out)
         self.tally = Tally()
-        self.done = False
         self._study = open_study(plan, fresh=force)
         self._running: dict[str, Job] = {}
-        self._rungs: dict[str, dict[int, float]] = {}
-        self._again: set[str] = set()  # ids of trials that this command has already run: --force runs each once
-        self._confirm: deque[Job] | None = None
+        self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
+        self._ahead: Job | None = None
         self._later: list[Job] = []
-        self._leftover = deque(self._interrupted_draws())
+        self._confirm: deque[Job] | None = None
+        # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
+        self._leftover = deque(plan.search_job(trial.number, trial.params) for trial in self._draws())
 
-    # What Tune calls -----------------------------------------------------------------------------------
+    def is_done(self) -> bool:
+        """Take in everything that is known already, and say whether nothing runs and nothing is left to run."""
+        if self._ahead is None:
+            self._ahead = self._next()
+        return self._ahead is None and not self._running
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next job, None while there is none yet, or FINISHED."""
-        job = self._next()
-        if job is None:
-            if self._running:
-                return None
-            self.done = True
-            return str(Searcher.FINISHED)
-        self._running[trial_id] = job
-        self._again.add(job.trial.id)
-        emit("start", trial_id, {"job": job})
-        return {"job": job.model_dump_json()}
+    def take(self, key: str) -> Job | None:
+        """Hand out the next job, to be known as `key`; None while there is none (see `is_done`)."""
+        job, self._ahead = self._ahead or self._next(), None
+        if job is not None:
+            self._running[key] = job
+            self._started.add(job.trial.id)
+            emit("start", key, {"job": job})
+        return job
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Remember the objective at each rung."""
-        if "rung_objective" in result:
-            self._rungs.setdefault(trial_id, {})[int(result["epoch"])] = float(result["rung_objective"])
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record how a trial ended: finished, failed, or stopped by the pruner."""
-        job = self._running.pop(trial_id, None)
+    def end(self, key: str, result: Mapping[str, Any], rungs: Mapping[int, float], *, died: bool) -> None:
+        """Record how `key` ended: `result` is its last report, `rungs` the objective at each epoch that had one."""
+        job = self._running.pop(key, None)
         if job is None:
             return
-        rungs, result = self._rungs.pop(trial_id, {}), result or {}
-        if result.get("failed") or error:
-            self._failed(trial_id, job, str(result.get("failed") or "the worker process died"))
+        if result.get("failed") or died:
+            self._failed(key, job, str(result.get("failed") or "the worker process died"))
         elif result.get("finished"):
             self.tally.ran += 1
             self._tell(job, value=float(result["objective"]), rungs=rungs)
-            emit("finished", trial_id, {"job": job, "objective": float(result["objective"])})
-        elif rungs and int(result.get("epoch", 0)) in rungs:
-            self._pruned(trial_id, job, rungs)
-        # else: interrupted; the study still says that the draw is running, and the next command goes on with it
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: study and ledger are the state."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: study and ledger are the state."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
+            emit("finished", key, {"job": job, "objective": float(result["objective"])})
+        elif int(result.get("epoch", 0)) in rungs:
+            self._pruned(key, job, rungs)
+        # else: interrupted; the study still says that the draw is open, and the next command goes on with it
 
     # What comes next -----------------------------------------------------------------------------------
 
@@ -150,19 +131,15 @@ class Agenda(Searcher):
     def _draws(self) -> list[FrozenTrial]:
         return list(self._study.trials[: self.plan.sweep.search.trials])
 
-    def _interrupted_draws(self) -> list[Job]:
-        """Draws of earlier commands: those that are not in the ledger must be run, the others are told again."""
-        return [self.plan.search_job(trial.number, trial.params) for trial in self._draws()]
-
     def _known(self, job: Job) -> bool:
         """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
         trial_id = job.trial.id
-        if self.force and trial_id not in self._again:
+        if self.force and trial_id not in self._started:
             self.ledger.remove(trial_id)
             shutil.rmtree(job.folder, ignore_errors=True)
             return False
         status = self.ledger.status(trial_id, job.sweep, job.sweep_id)
-        if status == "failed" and self.retry_failed and trial_id not in self._again:
+        if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id)
             return False
         if status is None:
@@ -184,9 +161,7 @@ class Agenda(Searcher):
 
     def _recorded(self, job: Job, column: str) -> Any:
         """A value that the ledger holds of the trial in this place."""
-        entries = self.ledger.listing().entries
-        place = (job.trial.id, job.stage)
-        path = next(entry.path for entry in entries if (entry.trial_id, entry.stage) == place)
+        path = next(entry.path for entry in self.ledger.listing().entries if entry.trial_id == job.trial.id)
         return pq.read_table(path, columns=[column])[column][0].as_py()
 
     # How it ended --------------------------------------------------------------------------------------
@@ -206,21 +181,21 @@ class Agenda(Searcher):
             trial.report(objective, epoch)
         self._study.tell(job.draw, value, state=state)
 
-    def _pruned(self, trial_id: str, job: Job, rungs: Mapping[int, float]) -> None:
+    def _pruned(self, key: str, job: Job, rungs: Mapping[int, float]) -> None:
         epoch = max(rungs)
         facts = trial_facts(job, status="pruned", objective=rungs[epoch], epochs=epoch)
         self.ledger.write(rows_table(facts))
         self.tally.pruned += 1
         self._tell(job, state=TrialState.PRUNED, rungs=rungs)
-        emit("pruned", trial_id, {"job": job, "objective": rungs[epoch]})
+        emit("pruned", key, {"job": job, "objective": rungs[epoch]})
 
-    def _failed(self, trial_id: str, job: Job, error: str) -> None:
+    def _failed(self, key: str, job: Job, error: str) -> None:
         file = job.folder / "error.txt"
         shown = str(file.relative_to(self.plan.out)) if file.exists() else None
         self.ledger.write(rows_table(trial_facts(job, status="failed", error=error, error_file=shown)))
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
         self.tally.failures.append(Failure(label(job), error, shown))
-        emit("failed", trial_id, {"job": job, "error": error})
+        emit("failed", key, {"job": job, "error": error})
 
 
 def record_traceback(job: Job) -> None:

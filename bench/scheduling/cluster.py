@@ -38,11 +38,10 @@ class Cluster:
 
 @contextmanager
 def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster]:
-    """Join the Ray at `address` (or RAY_ADDRESS), else start a local one and end it afterwards."""
+    """Join the Ray at `address`; without one start a local Ray and end it afterwards."""
     _prepare_environment()
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
     local = address in (None, "", "local")
     if local and not os.environ.get("RAY_AUTH_MODE"):
         # A token for this Ray alone; else Ray writes one under the home folder.
@@ -70,6 +69,13 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         ray.shutdown()
 
 
+def local_gpus() -> float:
+    """How many GPUs a local Ray would have."""
+    import torch
+
+    return float(torch.cuda.device_count())
+
+
 def _prepare_environment() -> None:
     """Set what Ray reads from the environment; workers inherit it, and find this project and the user's methods."""
     for name, value in ENVIRONMENT.items():
@@ -79,11 +85,7 @@ def _prepare_environment() -> None:
 
 
 def _silence() -> None:
-    """Ray, Tune and Optuna print nothing of their own: progress and errors are shown by bench."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    """Ray and Tune print nothing of their own: progress and errors are shown by bench."""
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module=r"ray\..*")

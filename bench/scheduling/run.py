@@ -3,40 +3,29 @@
 import math
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
 from bench.plan import Plan
-from bench.scheduling.agenda import Agenda, Tally
+from bench.scheduling.agenda import Agenda
 from bench.scheduling.cluster import Cluster
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a sweep ended: everything done, or interrupted, with the tally of this command."""
-
-    done: bool
-    tally: Tally
-
-
-def run_plan(plan: Plan, cluster: Cluster, *, force: bool = False, retry_failed: bool = False) -> Outcome:
-    """Run what is left of a sweep on the connected Ray; returns when all is done or Ctrl-C was pressed.
+def run_agenda(agenda: Agenda, cluster: Cluster) -> None:
+    """Run what is left of an agenda on the connected Ray; returns when it is done or Ctrl-C was pressed.
 
     Raises BadInput when no trial fits the cluster.
     """
     from ray import tune
 
+    plan = agenda.plan
     slots = trial_slots(plan, cluster)
-    agenda = Agenda(plan, force=force, retry_failed=retry_failed)
-    plan.out.mkdir(parents=True, exist_ok=True)
     storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=plan.out))
     try:
-        _tuner(plan, agenda, slots, storage, tune).fit()
+        _tuner(agenda, slots, storage, tune).fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    return Outcome(agenda.done, agenda.tally)
 
 
 def trial_slots(plan: Plan, cluster: Cluster) -> int:
@@ -56,10 +45,11 @@ def trial_slots(plan: Plan, cluster: Cluster) -> int:
     return int(slots)
 
 
-def _tuner(plan: Plan, agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
+def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
     from bench.scheduling import trainable
-    from bench.scheduling.events import Forward
+    from bench.scheduling.searcher import AgendaSearcher
 
+    plan = agenda.plan
     wanted = plan.sweep.resources
     lone = wanted.workers == 1
     if lone:
@@ -74,14 +64,13 @@ def _tuner(plan: Plan, agenda: Agenda, slots: int, storage: Path, tune: Any) -> 
             num_samples=10**9,  # the agenda says when it is done
             max_concurrent_trials=slots,
             reuse_actors=lone,
-            search_alg=agenda,
+            search_alg=AgendaSearcher(agenda),
             scheduler=_pruner(plan),
         ),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(storage),
             verbose=0,
-            callbacks=[Forward()],
             failure_config=tune.FailureConfig(max_failures=trainable.RETRIES if lone else 0),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from bench.data.pack import Pack
 from bench.distributed import average, average_gradients, rank, share_batch_norms, world_size
@@ -140,7 +139,7 @@ class _Run:
         for index, (name, parameters) in enumerate(self.objectives.items()):
             for parameter in parameters:
                 parameter.grad = None
-            losses[name].backward(inputs=parameters, retain_graph=index + 1 < len(self.objectives))  # type: ignore[no-untyped-call]
+            losses[name].backward(inputs=parameters, retain_graph=index + 1 < len(self.objectives))
             average_gradients(parameters)
         for optimizer in self.optimizers.values():
             set_rate(optimizer, rate(self.training, now))
@@ -149,7 +148,10 @@ class _Run:
     def save(self, path: Path, history: History) -> None:
         """Write everything that the next epoch depends on."""
         tensors = checkpoint.module_tensors(self.method) | checkpoint.optimizer_tensors(self.optimizers)
-        facts = {"epochs": [vars(epoch) for epoch in history.epochs], "peak_memory_bytes": history.peak_memory_bytes}
+        facts = {
+            "epochs": [vars(epoch) for epoch in history.epochs],
+            "peak_memory_bytes": history.peak_memory_bytes,
+        }
         checkpoint.save(path, tensors, facts)
 
     def restore(self, path: Path) -> History:

@@ -1,0 +1,234 @@
+"""The agenda without Ray: what runs next, what is known already, and that test scores choose nothing."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.execution import trial_facts
+from bench.job import Job
+from bench.plan import Plan, make_plan
+from bench.results.ledger import Ledger
+from bench.results.schema import Measurement, rows_table
+from bench.scheduling.agenda import Agenda
+from bench.study import preview
+from bench.sweep import load_sweep
+
+SWEEP = """
+title = "q?"
+method = "simclr"
+[pretrain]
+dataset = "leaves"
+epochs = 9
+[space]
+temperature = { log_uniform = [0.1, 1.0] }
+[search]
+trials = 5
+startup = 2
+prune = { grace = 3 }
+[evaluate]
+datasets = ["leaves"]
+[confirm]
+seeds = [0, 1]
+baselines = [{ name = "no gamma", set = { "gamma.enabled" = false } }]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return remake(tmp_path)
+
+
+def remake(folder: Path, text: str = SWEEP, name: str = "mine", **over: Any) -> Plan:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return make_plan(load_sweep(str(path), over=over), out=folder / "out", cache=folder / "cache", gpus=0)
+
+
+def finish(agenda: Agenda, key: str, job: Job, objective: float, test: float = 0.5) -> None:
+    """What a worker and Tune do when a trial ends well."""
+    facts = trial_facts(job, status="finished", objective=objective, epochs=9, started_at=datetime.now(UTC))
+    row = Measurement(
+        dataset="leaves", protocol="linear", split="test", metric="top1", value=test, headline=True, samples=10
+    )
+    agenda.ledger.write(rows_table(facts, [row]))
+    agenda.end(key, {"finished": True, "objective": objective, "epoch": 9}, {}, died=False)
+
+
+def run(agenda: Agenda, score: Any, test: Any = lambda _: 0.5) -> list[Job]:
+    jobs = []
+    while not agenda.is_done():
+        job = agenda.take(str(len(jobs)))
+        assert job is not None
+        jobs.append(job)
+        finish(agenda, str(len(jobs) - 1), job, score(job), test(job))
+    return jobs
+
+
+def temperature(job: Job) -> float:
+    return float(job.trial.config.get("temperature", 0.0))
+
+
+def test_search_then_confirm_then_nothing(plan):
+    jobs = run(Agenda(plan), temperature)
+    search, confirm = jobs[:5], jobs[5:]
+    assert [job.draw for job in search] == [0, 1, 2, 3, 4]
+    assert len({job.trial.id for job in jobs}) == len(jobs)
+    best = max(search, key=temperature)
+    names = [(job.configuration, job.role, job.trial.seed) for job in confirm]
+    assert names == [
+        (name, role, seed)
+        for seed in (0, 1)
+        for name, role in (("best", "best"), ("no gamma", "baseline"), ("random_init", "control"))
+    ]
+    assert all(temperature(job) == temperature(best) for job in confirm if job.role != "control")
+    assert {job.trial.config["gamma"]["enabled"] for job in confirm if job.role == "baseline"} == {False}
+    assert not {job.trial.seed for job in search} & {job.trial.seed for job in confirm}
+
+
+def test_the_same_command_again_runs_nothing(plan, tmp_path):
+    first = run(Agenda(plan), temperature)
+    again = Agenda(remake(tmp_path))
+    assert again.is_done()
+    assert again.tally.reused == len(first)
+    assert again.tally.ran == 0
+
+
+def test_another_sweep_reuses_the_finished_trials(plan, tmp_path):
+    run(Agenda(plan), temperature)
+    other = remake(tmp_path, name="other")
+    agenda = Agenda(other)
+    assert agenda.is_done()
+    frame = Ledger(other.out).read("other").frame
+    assert set(frame["reused"]) == {True}
+    assert len(frame["trial_id"].unique()) == 11
+    assert not Ledger(other.out).read("mine").frame["reused"].any()
+
+
+def test_more_trials_go_on_with_the_same_draws(plan, tmp_path):
+    run(Agenda(plan), temperature)
+    jobs = run(Agenda(remake(tmp_path, search={"trials": 7})), temperature)
+    assert [job.draw for job in jobs if job.stage == "search"] == [5, 6]
+
+
+def test_an_interrupted_search_draws_what_an_uninterrupted_one_draws(plan, tmp_path):
+    whole = run(Agenda(plan), temperature)
+    (tmp_path / "b").mkdir()
+    cut = remake(tmp_path / "b")
+    agenda = Agenda(cut)
+    for key in ("0", "1"):
+        job = agenda.take(key)
+        finish(agenda, key, job, temperature(job))
+    interrupted = agenda.take("2")  # and the process dies
+    resumed = run(Agenda(remake(tmp_path / "b")), temperature)
+    assert resumed[0].trial == interrupted.trial
+    assert [job.trial.id for job in resumed] == [job.trial.id for job in whole[2:]]
+
+
+def test_a_finished_trial_whose_driver_died_before_it_heard_is_known(plan, tmp_path):
+    agenda = Agenda(plan)
+    job = agenda.take("0")
+    facts = trial_facts(job, status="finished", objective=0.9, epochs=9)
+    row = Measurement(dataset="leaves", protocol="linear", split="test", metric="top1", value=0.5)
+    agenda.ledger.write(rows_table(facts, [row]))
+    jobs = run(Agenda(remake(tmp_path)), lambda _: 0.1)
+    assert [job.draw for job in jobs if job.stage == "search"] == [1, 2, 3, 4]
+    assert {temperature(j) for j in jobs if j.configuration == "best"} == {temperature(job)}
+
+
+def test_pruned_trials_are_rows_and_stay_pruned_for_their_sweep(plan, tmp_path):
+    agenda = Agenda(plan)
+    job = agenda.take("0")
+    agenda.end("0", {"epoch": 3, "rung_objective": 0.2}, {3: 0.2}, died=False)
+    frame = agenda.ledger.read().frame
+    assert frame[["status", "epochs", "objective"]].values.tolist() == [["pruned", 3, 0.2]]
+    jobs = run(Agenda(remake(tmp_path)), temperature)
+    assert job.trial.id not in {other.trial.id for other in jobs}
+    fresh = Agenda(remake(tmp_path, name="other"))
+    assert job.trial.id in {other.trial.id for other in run(fresh, temperature)}
+
+
+def test_a_stop_between_rungs_is_an_interruption_not_a_pruning(plan, tmp_path):
+    agenda = Agenda(plan)
+    job = agenda.take("0")
+    agenda.end("0", {"epoch": 5}, {3: 0.2}, died=False)
+    assert agenda.ledger.listing().entries == ()
+    assert Agenda(remake(tmp_path)).take("0").trial == job.trial
+
+
+def test_failed_trials_are_rows_and_run_again_only_when_asked(plan, tmp_path):
+    agenda = Agenda(plan)
+    job = agenda.take("0")
+    agenda.end("0", {"failed": "TrialFailed: not finite", "epoch": 1}, {}, died=False)
+    second = agenda.take("1")
+    agenda.end("1", {}, {}, died=True)
+    assert [failure.error for failure in agenda.tally.failures] == [
+        "TrialFailed: not finite",
+        "the worker process died",
+    ]
+    calm = Agenda(remake(tmp_path))
+    assert job.trial.id not in {other.trial.id for other in run(calm, temperature)}
+    assert len(calm.tally.failures) == 2
+    retried = run(Agenda(remake(tmp_path), retry_failed=True), temperature)
+    assert [other.trial.id for other in retried] == [job.trial.id, second.trial.id] or {
+        other.trial.id for other in retried[:2]
+    } == {job.trial.id, second.trial.id}
+    assert Agenda(remake(tmp_path)).is_done()
+
+
+def test_force_runs_everything_once_more(plan, tmp_path):
+    first = run(Agenda(plan), temperature)
+    again = run(Agenda(remake(tmp_path), force=True), temperature)
+    assert [job.trial.id for job in again] == [job.trial.id for job in first]
+
+
+def test_one_trial_under_two_names_runs_once(tmp_path):
+    text = SWEEP.replace('"gamma.enabled" = false', '"gamma.enabled" = true')  # the baseline is the best itself
+    plan = remake(tmp_path, text)
+    jobs = run(Agenda(plan), temperature)
+    assert len(jobs) == 5 + 4
+    frame = Ledger(plan.out).read().frame.query("stage == 'confirm'")
+    assert frame.groupby("configuration")["trial_id"].nunique().to_dict() == {
+        "best": 2,
+        "no gamma": 2,
+        "random_init": 2,
+    }
+
+
+def test_poisoned_test_scores_choose_the_same_configuration(tmp_path):
+    chosen = []
+    for name, test in (("a", temperature), ("b", lambda job: 1 - temperature(job))):
+        (tmp_path / name).mkdir()
+        jobs = run(Agenda(remake(tmp_path / name)), lambda job: -abs(temperature(job) - 0.3), test)
+        chosen.append([job.trial.id for job in jobs])
+    assert chosen[0] == chosen[1]
+
+
+def test_a_dry_run_shows_the_draws_that_come(plan):
+    shown = list(preview(plan, 3))
+    assert not plan.out.exists()
+    jobs = run(Agenda(plan), temperature)
+    # the sampler has learned nothing before `startup` results
+    assert [job.swept for job in jobs[:2]] == shown[:2]
+    assert list(preview(plan, 3)) == [job.swept for job in jobs[:3]]
+
+
+def test_what_decides_a_result_is_in_the_id_and_nothing_else(plan, tmp_path):
+    base = plan.search_trial({"temperature": 0.2})
+    same = remake(tmp_path, resources={"workers": 2}, search={"trials": 3}).search_trial({"temperature": 0.2})
+    assert same.id == base.id
+    changes = [
+        remake(tmp_path, pretrain={"epochs": 8}),
+        remake(tmp_path, pretrain={"backbone": "resnet18"}),
+        remake(tmp_path, pretrain={"dataset": "wings"}),
+        remake(tmp_path, evaluate={"datasets": ["wings"]}),
+        remake(tmp_path, search={"training_seed": 5}),
+    ]
+    trials = [changed.search_trial({"temperature": 0.2}) for changed in changes]
+    assert len({base.id, *(trial.id for trial in trials)}) == 6
+    assert trials[3].pretrain_id == base.pretrain_id  # the encoder is the same: only the evaluation differs
+    assert trials[4].configuration_id == base.configuration_id
+    control = plan.confirm_jobs({"temperature": 0.2})[2].trial
+    longer = remake(tmp_path, pretrain={"epochs": 8}).confirm_jobs({"temperature": 0.2})[2].trial
+    assert control.id == longer.id

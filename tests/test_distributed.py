@@ -1,0 +1,98 @@
+"""Two workers of batch b are one worker of batch 2b: the loss, the gradients, and a whole training run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from bench.distributed import average_gradients, gather, rank, share_batch_norms, world_size
+from bench.method import find_method, method_names
+from bench.training.pretrain import pretrain
+from methods.simclr import nt_xent
+from tests.test_methods import TRAINING, make, pictures
+
+WORKERS = 2
+TRAINED = [name for name in method_names() if find_method(name).trains]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8))
+    return nn.Sequential(*layers, nn.BatchNorm1d(8))
+
+
+def contrast(model: nn.Module) -> dict[str, Any]:
+    """One SimCLR step on this worker's half of 12 images; returns loss, gradients, statistics."""
+    images = torch.rand(2, 12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    share = 12 // world_size()
+    mine = images[:, rank() * share : (rank() + 1) * share]
+    first, second = model(torch.cat((mine[0], mine[1]))).chunk(2)
+    loss = nt_xent(first, second, 0.2)
+    loss.backward()
+    average_gradients(model.parameters())
+    total = loss.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"loss": total / world_size(), "gradients": gradients, "buffers": dict(model.named_buffers())}
+
+
+def work(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=WORKERS)
+    rows = torch.full((2, 1), float(number), requires_grad=True)
+    gathered = gather(rows)
+    (gathered * torch.arange(4.0)[:, None]).sum().backward()
+    found: dict[str, Any] = {"gathered": gathered.detach(), "gradient": rows.grad}
+    found["contrast"] = contrast(share_batch_norms(network()))
+    for name in TRAINED:
+        method = make(name)
+        history = pretrain(method, pictures(), TRAINING, 7, state=Path(folder) / f"{name}.safetensors")
+        found[name] = ([epoch.losses for epoch in history.epochs], method.state_dict())
+    torch.save(found, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(work, args=(str(folder),), nprocs=WORKERS)
+    return [torch.load(folder / f"{number}.pt") for number in range(WORKERS)]
+
+
+def test_gather_is_in_rank_order_and_carries_the_gradient_of_all(workers):
+    for number, found in enumerate(workers):
+        assert found["gathered"].flatten().tolist() == [0, 0, 1, 1]
+        # each worker's loss weighs the rows by 0, 1, 2, 3; both workers' gradients add up
+        assert found["gradient"].flatten().tolist() == [2 * (2 * number), 2 * (2 * number + 1)]
+
+
+def test_two_workers_have_the_loss_gradients_and_statistics_of_one(workers):
+    alone = contrast(network())
+    for found in workers:
+        shared = found["contrast"]
+        torch.testing.assert_close(shared["loss"], alone["loss"])
+        for name, gradient in alone["gradients"].items():
+            torch.testing.assert_close(shared["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+        for name, buffer in alone["buffers"].items():
+            torch.testing.assert_close(shared["buffers"][name], buffer, msg=name)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_workers_train_as_one(name, workers, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    method = make(name)
+    history = pretrain(method, pictures(), TRAINING, 7, state=tmp_path / "state.safetensors")
+    torch.set_num_threads(threads)
+    for losses, state in (found[name] for found in workers):
+        for epoch, expected in zip(losses, history.epochs, strict=True):
+            assert epoch == pytest.approx(expected.losses, rel=1e-3)
+        for key, value in workers[0][name][1].items():
+            assert torch.equal(state[key], value), f"the workers differ in {key}"

@@ -1,0 +1,172 @@
+"""The conformance suite: what every method in `methods/` must do. A new method is tested here as soon as it exists."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.data.pack import Pack
+from bench.data.source import Source
+from bench.distributed import share_batch_norms
+from bench.draw import Draw
+from bench.encoders import build_encoder
+from bench.errors import BadInput, UnknownName
+from bench.images import ImageBatch
+from bench.method import Method, build, find_method, method_names
+from bench.records import field_paths
+from bench.training.pretrain import pretrain
+from bench.trial import Training
+
+SIZE, BATCH = 32, 8
+TRAINING = Training(image_size=SIZE, epochs=3, batch_size=BATCH, precision="fp32")
+TRAINED = [name for name in method_names() if find_method(name).trains]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(count: int = 24) -> Pack:
+    """Blobs of random colour and place; `count` unlabelled images."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(count, 3, 5, 6, generator=generator)
+    images = nn.functional.interpolate(coarse, (48, 56), mode="bicubic").clamp(0, 1)
+    return Pack(
+        source=Source(name="blobs", reader="builtin", location="blobs", fingerprint="0" * 64),
+        classes=(),
+        images=(images * 255).to(torch.uint8),
+        aspect=torch.linspace(0.6, 1.8, count),
+        labels=torch.full((count,), -1),
+        splits=torch.zeros(count, dtype=torch.int64),
+        files=tuple(str(number) for number in range(count)),
+    )
+
+
+def make(name: str, seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    return build(name, {}, build_encoder("small", seed))
+
+
+def batch(pack: Pack, rows: slice = slice(0, BATCH)) -> ImageBatch:
+    return pack.batch(torch.arange(len(pack))[rows])
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_says_what_it_is_and_describes_its_hyperparameters(name):
+    method = find_method(name)
+    assert 10 < len(method.summary) < 100
+    undescribed = [path for path, field in field_paths(method.Config).items() if not field.description]
+    assert undescribed == []
+    assert method.Config().model_dump() == method.Config.model_validate(method.Config().model_dump()).model_dump()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_views_and_losses_are_finite_and_the_same_for_the_same_seed(name):
+    pack, method = pictures(), make(name)
+    method.train()
+
+    def once(seed: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        twin = copy.deepcopy(method)
+        with torch.no_grad():
+            views = twin.views(batch(pack), Draw(seed, BATCH), SIZE)
+        torch.manual_seed(seed)
+        return views, {key: value.detach().item() for key, value in twin.losses(views, 0.0).items()}
+
+    (views, losses), (again, same), (_, other) = once(1), once(1), once(2)
+    assert all(torch.isfinite(view).all() for view in views)
+    assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True))
+    assert losses == same != other
+    assert all(torch.isfinite(torch.tensor(value)) for value in losses.values())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_views_of_a_sample_do_not_depend_on_its_neighbours(name):
+    pack, method = pictures(), make(name)
+    whole = method.views(batch(pack), Draw(5, BATCH), SIZE)
+    half = slice(BATCH // 2, BATCH)
+    part = method.views(batch(pack, half), Draw(5, BATCH, rows=half), SIZE)
+    for one, other in zip(whole, part, strict=True):
+        each = len(one) // BATCH  # a method may make several views of a sample, sample by sample
+        torch.testing.assert_close(one[half.start * each :], other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_reach_every_parameter_that_an_objective_names(name):
+    pack, method = pictures(), make(name)
+    method.train()
+    losses = method.losses(method.views(batch(pack), Draw(1, BATCH), SIZE), 0.0)
+    objectives = method.objectives()
+    assert set(objectives) <= set(losses)
+    for key, parameters in objectives.items():
+        gradients = torch.autograd.grad(losses[key], parameters, retain_graph=True, allow_unused=True)
+        dead = [index for index, gradient in enumerate(gradients) if gradient is None or not gradient.abs().sum() > 0]
+        assert dead == [], f"parameters without gradient: {[tuple(parameters[i].shape) for i in dead]}"
+    named = {id(parameter) for parameters in objectives.values() for parameter in parameters}
+    assert {id(parameter) for parameter in method.encoder.parameters()} & named
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_lowers_the_loss_and_resumes_bit_for_bit(name, tmp_path: Path):
+    pack = pictures()
+    whole = make(name)
+    history = pretrain(whole, pack, TRAINING, 7, state=tmp_path / "whole.safetensors")
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        pretrain(make(name), pack, TRAINING, 7, state=tmp_path / "cut.safetensors", on_epoch=stop)
+    resumed = make(name, seed=99)  # its own weights are replaced by the checkpoint's
+    again = pretrain(resumed, pack, TRAINING, 7, state=tmp_path / "cut.safetensors")
+    assert [epoch.losses for epoch in again.epochs] == [epoch.losses for epoch in history.epochs]
+    for (key, value), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(value, other), key
+    assert all(epoch.images_per_second > 0 for epoch in history.epochs)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_encoder_feeds_a_probe(name):
+    encoder = make(name).encoder.eval()
+    features = encoder(torch.rand(4, 3, SIZE, SIZE))
+    assert features.shape == (4, encoder.dim)
+    assert torch.isfinite(features).all()
+
+
+def test_shared_batch_norm_is_batch_norm_in_one_process():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5), nn.BatchNorm1d(5))
+    images = torch.rand(6, 3, 8, 8)
+    expected = plain(images)
+    twin = share_batch_norms(copy.deepcopy(plain))
+    torch.testing.assert_close(twin(images), expected)
+    assert list(twin.state_dict()) == list(plain.state_dict())
+
+
+def test_names_of_methods():
+    with pytest.raises(UnknownName, match="did you mean 'simclr'"):
+        find_method("simclar")
+    with pytest.raises(BadInput, match="no_such_package"):
+        find_method("no_such_package.method")
+    with pytest.raises(BadInput, match="must define one Method"):
+        find_method("bench.records")
+
+
+def test_a_method_outside_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from methods.random_init import RandomInit, RandomInitConfig\n"
+        "class Mine(RandomInit):\n"
+        "    summary = 'my own pretext task'\n"
+    )
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (tmp_path / "mine.py").rename(package / "mine.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_method("mypackage.mine").summary == "my own pretext task"

@@ -1,0 +1,128 @@
+"""Sweeps: profiles, settings, and what a wrong one says."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.cards import card_paths
+from bench.errors import BadInput, UnknownName
+from bench.space import Domain
+from bench.sweep import Prune, load_sweep, parse_setting
+
+SWEEP = """
+title = "q"
+method = "simclr"
+default_profile = "a"
+[pretrain]
+dataset = "leaves"
+epochs = 4
+[space]
+"gamma.low" = { uniform = [0.3, 1.0] }
+"pretrain.lr" = { log_uniform = [1e-4, 1e-2] }
+[evaluate]
+datasets = ["leaves"]
+[confirm]
+baselines = [{ name = "plain", set = { "gamma.enabled" = false } }]
+[profile.a.search]
+trials = 3
+[profile.b.pretrain]
+epochs = 9
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.mark.parametrize("name", card_paths("sweeps"))
+@pytest.mark.parametrize("profile", ["small", "full"])
+def test_every_sweep_has_both_profiles(name, profile):
+    sweep = load_sweep(name, profile=profile)
+    assert sweep.name == name
+    assert sweep.profile == profile
+    assert sweep.title.endswith("?")
+    assert (sweep.pretrain.backbone == "small") == (profile == "small")
+
+
+def test_profiles_lie_over_the_sweep(sweep_file):
+    one, other = load_sweep(str(sweep_file)), load_sweep(str(sweep_file), profile="b")
+    assert (one.profile, one.search.trials, one.pretrain.epochs) == ("a", 3, 4)
+    assert (other.profile, other.search.trials, other.pretrain.epochs) == ("b", 12, 9)
+    with pytest.raises(BadInput, match=r"mine\.toml: no profile is named 'c'; there are: a, b"):
+        load_sweep(str(sweep_file), profile="c")
+
+
+def test_a_setting_fixes_a_swept_field(sweep_file):
+    settings = ["method.gamma.low=0.7", "pretrain.lr=0.005", "temperature=0.3", "search.seed=5"]
+    sweep = load_sweep(str(sweep_file), settings=settings)
+    assert sweep.space == {}
+    assert sweep.search.seed == 5
+    config, training = sweep.settings()
+    assert (config["gamma"]["low"], config["temperature"], training.lr) == (0.7, 0.3, 0.005)
+    assert config["gamma"]["high"] == 2.5
+
+
+def test_drawn_values_and_baselines_reach_method_and_training(sweep_file):
+    sweep = load_sweep(str(sweep_file))
+    config, training = sweep.settings({"gamma.low": 0.4, "pretrain.lr": 0.002}, {"gamma.enabled": False})
+    assert not config["gamma"]["enabled"]
+    assert training.lr == 0.002
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"gamma.low"', '"gamma.lwo"', r"\[space\] no field is named 'gamma.lwo'; did you mean 'method.gamma.low'"),
+        ('"pretrain.lr"', '"pretrain.rl"', r"no field is named 'pretrain.rl'; did you mean 'pretrain.lr'"),
+        ("[0.3, 1.0]", "[0.3, 1.7]", r"gamma.low reaches 1.7, which is refused"),
+        ("[0.3, 1.0]", "[0.9, 0.3]", r"low 0.9 is above high 0.3"),
+        ("{ uniform = [0.3, 1.0] }", "{ unifrom = [0.3, 1.0] }", r"unknown key .*did you mean 'uniform'"),
+        ("{ uniform = [0.3, 1.0] }", "{ choice = [] }", r"choice needs values"),
+        ('method = "simclr"', 'method = "simclar"', r"no method is named 'simclar'; did you mean 'simclr'"),
+        ("epochs = 4", "epochs = -1", r"pretrain.epochs: .*greater than or equal to 0 \(given: -1\)"),
+        ("epochs = 4", 'backbone = "resnet81"', r"no encoder is named 'resnet81'; did you mean 'resnet18'"),
+        ('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["liner"]', r"did you mean 'linear'"),
+        ('datasets = ["leaves"]', "datasets = []", r"evaluate.datasets"),
+        ('title = "q"', 'tilte = "q"', r"unknown key 'tilte'; did you mean 'title'"),
+        ("[confirm]", "[confirm]\nseeds = [0, 1000]", r"training_seed 1000 is also in confirm.seeds"),
+        ("[confirm]", "[resources]\nworkers = 3\n[confirm]", r"not a multiple of resources.workers 3"),
+        ('name = "plain"', 'name = "best"', r"a name is used twice"),
+        ('"gamma.enabled" = false', '"gamma.enable" = false', r"did you mean 'method.gamma.enabled'"),
+    ],
+)
+def test_a_wrong_sweep_is_one_clear_error(sweep_file, old, new, message):
+    assert old in SWEEP
+    sweep_file.write_text(SWEEP.replace(old, new))
+    with pytest.raises(BadInput, match=message) as error:
+        load_sweep(str(sweep_file))
+    assert "mine" in str(error.value) or "method" in str(error.value)
+
+
+def test_an_unknown_sweep_names_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean 'simclr_gamma'"):
+        load_sweep("simclr_gama")
+
+
+def test_settings_are_toml_or_words():
+    assert parse_setting("a.b=0.2") == ("a.b", 0.2)
+    assert parse_setting("a=[1, 2]") == ("a", [1, 2])
+    assert parse_setting("a=true") == ("a", True)
+    assert parse_setting("a=../some/folder") == ("a", "../some/folder")
+    with pytest.raises(BadInput, match="FIELD=VALUE"):
+        parse_setting("temperature")
+
+
+@pytest.mark.parametrize(("epochs", "rungs"), [(1, ()), (3, ()), (4, (3,)), (9, (3,)), (10, (3, 9)), (28, (3, 9, 27))])
+def test_rungs_lie_before_the_last_epoch(epochs, rungs):
+    assert Prune(grace=3, factor=3).rungs(epochs) == rungs
+    assert Prune(scheduler="none").rungs(epochs) == ()
+
+
+def test_domains_become_distributions():
+    assert Domain(integers=(1, 9), step=2).distribution().single() is False
+    assert Domain(choice=("a", "b")).distribution().choices == ("a", "b")
+    assert Domain(log_uniform=(1e-3, 1.0)).distribution().log
+    assert str(Domain(uniform=(0.0, 1.0))) == "uniform [0.0, 1.0]"
