@@ -15,6 +15,7 @@ OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, neve
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a worker that died is shown as a trial that goes on or failed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s holds fast epochs up
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -61,14 +62,21 @@ def optimizer_tensors(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
 def restore_optimizers(optimizers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor]) -> None:
     """Put tensors of `optimizer_tensors` back."""
     for name, optimizer in optimizers.items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for path, tensor in tensors.items():
             kind, _, rest = path.partition("/")
             owner, _, key = rest.partition("/")
             if kind == "optimizer" and owner == name:
                 index, _, field = key.partition("/")
-                state.setdefault(int(index), {})[field] = tensor
+                state.setdefault(int(index), {})[field] = _laid_out_as(parameters[int(index)], tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    # Fused optimisers walk parameter and state side by side in memory: a channels-last parameter needs its
+    # state in the same order, and a file has none.
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:

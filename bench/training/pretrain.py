@@ -76,7 +76,7 @@ def pretrain(
     """
     if not type(method).trains or training.epochs == 0:
         return History()
-    share_batch_norms(method)
+    share_batch_norms(method).to(memory_format=torch.channels_last)
     run = _Run(method, pack, training, seed)
     history = run.restore(state)
     for number in range(len(history.epochs) + 1, training.epochs + 1):
