@@ -67,7 +67,9 @@ def run(
     sys.path.insert(0, str(Path.cwd()))  # a method of the user's own is found beside where they are
     loaded = load_sweep(sweep, profile=profile, over=_given(over), settings=settings or ())
     if dry_run:
-        _show_plan(_plan(loaded, out, _console()))
+        from bench.plan import local_hardware
+
+        _show_plan(_plan(loaded, out, _console()).on(local_hardware()))
         return
     _end(_run(loaded, out, address, cpus, force=force, retry_failed=retry_failed), out)
 
@@ -133,10 +135,11 @@ def main() -> None:
 def _run(
     sweep: "Sweep", out: Path, address: str | None, cpus: int | None, *, force: bool, retry_failed: bool
 ) -> "Agenda":
+    from bench.plan import local_hardware
     from bench.progress import Board, show
     from bench.scheduling import events
     from bench.scheduling.agenda import Agenda
-    from bench.scheduling.cluster import connect, local_gpus
+    from bench.scheduling.cluster import connect
     from bench.scheduling.run import run_agenda
 
     console = _console()
@@ -144,7 +147,7 @@ def _run(
     address = address or os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(address)) if address else None
-        plan = plan.with_gpus(cluster.gpus if cluster else local_gpus())
+        plan = plan.on(cluster.hardware if cluster else local_hardware())
         console.print(_headline(plan))
         board = Board(plan)
         stack.enter_context(events.listening(board))
@@ -160,7 +163,7 @@ def _plan(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
     from bench.plan import make_plan
 
     with console.status("reading datasets"):
-        return make_plan(sweep, out=out, cache=cache_folder(), gpus=0)
+        return make_plan(sweep, out=out, cache=cache_folder())
 
 
 def _prepared(sweep: "Sweep", out: Path, console: "Console") -> "Plan":

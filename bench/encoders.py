@@ -42,8 +42,8 @@ class EncoderCard:
 
 
 def _small() -> Encoder:
-    """Four stages of one residual-free 3x3 convolution pair each; strided, so that most work is on few pixels."""
-    widths = (32, 64, 128, 256)
+    """Four strided 3x3 convolutions: most of the work is on few pixels, and a CPU core trains it in seconds."""
+    widths = (24, 48, 96, 192)
     layers: list[nn.Module] = []
     before = 3
     for width in widths:
@@ -74,7 +74,7 @@ def _resnet(name: str) -> Callable[[], Encoder]:
 
 
 ENCODERS: dict[str, EncoderCard] = {
-    "small": EncoderCard(_small, "4 strided 3x3 convolutions, 0.4 M parameters, 256 features: for CPUs and 64 px"),
+    "small": EncoderCard(_small, "4 strided 3x3 convolutions, 0.2 M parameters, 192 features: for CPUs and 64 px"),
     "resnet18": EncoderCard(_resnet("resnet18"), "torchvision's ResNet-18, 11 M parameters, 512 features"),
     "resnet34": EncoderCard(_resnet("resnet34"), "torchvision's ResNet-34, 21 M parameters, 512 features"),
     "resnet50": EncoderCard(_resnet("resnet50"), "torchvision's ResNet-50, 24 M parameters, 2048 features"),

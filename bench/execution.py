@@ -27,7 +27,7 @@ from bench.method import build
 from bench.results.ledger import Ledger
 from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
 from bench.training import checkpoint
-from bench.training.pretrain import Epoch, History, autocast, peak_memory, pretrain
+from bench.training.pretrain import Epoch, History, peak_memory, pretrain
 from bench.trial import Evaluation
 
 Report = Callable[[dict[str, Any]], None]
@@ -122,8 +122,8 @@ def _pack(job: Job, fingerprint: str) -> Pack:
 
 
 @torch.inference_mode()
-def extract(encoder: Encoder, pack: Pack, split: Split, size: int, precision: str) -> Features:
-    """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation."""
+def extract(encoder: Encoder, pack: Pack, split: Split, size: int) -> Features:
+    """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation, full precision."""
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
@@ -132,16 +132,15 @@ def extract(encoder: Encoder, pack: Pack, split: Split, size: int, precision: st
     for some in torch.split(rows, FEATURE_BATCH):
         images = pack.batch(some, device)
         view = views.crop(images, views.centre_crop(images.aspect), size)
-        with autocast(precision, device):
-            parts.append(encoder(view.contiguous(memory_format=torch.channels_last)).float())
+        parts.append(encoder(view.contiguous(memory_format=torch.channels_last)))
     encoder.train(was_training)
     return Features(torch.cat(parts), pack.labels[rows].to(device))
 
 
 def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[Split, ...]) -> Iterator[Features]:
-    pack, training = _pack(job, evaluation.fingerprint), job.trial.training
+    pack = _pack(job, evaluation.fingerprint)
     for split in splits:
-        yield extract(encoder, pack, split, training.image_size, training.precision)
+        yield extract(encoder, pack, split, job.trial.training.image_size)
 
 
 def quick_objective(job: Job, encoder: Encoder) -> float:

@@ -24,20 +24,44 @@ PACKAGES = ("bench", "torch", "torchvision", "ray", "optuna", "numpy", "pandas",
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What decides how trials are placed, and whether half precision pays."""
+
+    gpus: float
+    gpu_bf16: bool
+    cpu_bf16: bool
+
+
+def local_hardware() -> Hardware:
+    """This machine. A CPU is worth bf16 only where it has matrix units for it (AMX)."""
+    import torch
+
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    gpus = torch.cuda.device_count()
+    return Hardware(gpus, bool(gpus) and torch.cuda.is_bf16_supported(), bool(capabilities.get("amx_bf16")))
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A sweep with its data at hand. `gpus` is what one worker gets, `out` and `cache` are absolute folders."""
+    """A sweep with its data at hand.
+
+    `gpus` is what one worker gets; `bf16` says whether precision "auto" means bf16 on the hardware at hand; `out` and
+    `cache` are absolute folders.
+    """
 
     sweep: Sweep
     pretrain: Dataset
     evaluate: tuple[Dataset, ...]
-    gpus: float
     out: Path
     cache: Path
+    gpus: float = 0.0
+    bf16: bool = False
 
-    def with_gpus(self, there: float) -> "Plan":
-        """The same plan on a Ray with so many GPUs: one per worker, unless the sweep says otherwise."""
+    def on(self, hardware: Hardware) -> "Plan":
+        """The same plan on this hardware: one GPU per worker where there is any, unless the sweep says otherwise."""
         wanted = self.sweep.resources.gpus_per_worker
-        return replace(self, gpus=(1.0 if there else 0.0) if wanted is None else wanted)
+        gpus = (1.0 if hardware.gpus else 0.0) if wanted is None else wanted
+        return replace(self, gpus=gpus, bf16=hardware.gpu_bf16 if gpus else hardware.cpu_bf16)
 
     @cached_property
     def sweep_id(self) -> str:
@@ -123,7 +147,7 @@ class Plan:
     def _precise(self, training: Training) -> Training:
         if training.precision != "auto":
             return training
-        return training.model_copy(update={"precision": "bf16" if self.gpus else "fp32"})
+        return training.model_copy(update={"precision": "bf16" if self.bf16 else "fp32"})
 
     def _confirm_job(self, trial: Trial, name: str, role: str, best: Mapping[str, Value]) -> Job:
         return self._job(trial, stage="confirm", configuration=name, role=role, swept=dict(best))
@@ -145,14 +169,13 @@ class Plan:
         )
 
 
-def make_plan(sweep: Sweep, *, out: Path, cache: Path, gpus: float) -> Plan:
-    """Resolve the sweep's datasets (reads every image's bytes once, to know them by content)."""
+def make_plan(sweep: Sweep, *, out: Path, cache: Path) -> Plan:
+    """Resolve the sweep's datasets (reads every image's bytes once, to know them by content); see `Plan.on`."""
     resolved = {name: resolve(name) for name in (*sweep.evaluate.datasets, sweep.pretrain.dataset)}
     return Plan(
         sweep,
         resolved[sweep.pretrain.dataset],
         tuple(resolved[name] for name in dict.fromkeys(sweep.evaluate.datasets)),
-        gpus,
         out.absolute(),
         cache.absolute(),
     )

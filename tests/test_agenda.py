@@ -43,7 +43,7 @@ def plan(tmp_path: Path) -> Plan:
 def remake(folder: Path, text: str = SWEEP, name: str = "mine", **over: Any) -> Plan:
     path = folder / f"{name}.toml"
     path.write_text(text)
-    return make_plan(load_sweep(str(path), over=over), out=folder / "out", cache=folder / "cache", gpus=0)
+    return make_plan(load_sweep(str(path), over=over), out=folder / "out", cache=folder / "cache")
 
 
 def finish(agenda: Agenda, key: str, job: Job, objective: float, test: float = 0.5) -> None:

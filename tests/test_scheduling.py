@@ -205,7 +205,7 @@ def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, m
 
     path = workshop.write(trials=6, epochs=5, prune="asha")
     sweep = load_sweep(str(path), over={"resources": {"workers": 2}})
-    plan = make_plan(sweep, out=workshop.folder / "out", cache=cache_folder(), gpus=0)
+    plan = make_plan(sweep, out=workshop.folder / "out", cache=cache_folder())
     agenda = Agenda(plan)
     with connect(None, cpus=2) as cluster:
         import ray

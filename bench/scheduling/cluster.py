@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BadInput
+from bench.plan import Hardware
 
 OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, never images
 ENVIRONMENT = {
@@ -34,7 +35,11 @@ class Cluster:
 
     cpus: float
     gpus: float
-    local: bool
+
+    @property
+    def hardware(self) -> Hardware:
+        """A cluster of many machines is taken to have GPUs with bf16 and CPUs without."""
+        return Hardware(self.gpus, gpu_bf16=True, cpu_bf16=False)
 
 
 @contextmanager
@@ -65,16 +70,9 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
     try:
         total = ray.cluster_resources()
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), local)
+        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
     finally:
         ray.shutdown()
-
-
-def local_gpus() -> float:
-    """How many GPUs a local Ray would have."""
-    import torch
-
-    return float(torch.cuda.device_count())
 
 
 def _prepare_environment() -> None:
