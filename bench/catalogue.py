@@ -14,8 +14,8 @@ from bench.data.card import read_card
 from bench.encoders import ENCODERS
 from bench.errors import BenchError, UnknownName
 from bench.evaluation.protocols import PROTOCOLS
-from bench.method import find_method, method_names
 from bench.records import field_paths, read_toml
+from bench.registry import find_method, method_names
 from bench.sweep import Sweep, load_sweep
 from bench.trial import Training
 

@@ -23,7 +23,7 @@ from bench.encoders import Encoder, build_encoder
 from bench.evaluation import protocols
 from bench.evaluation.linear import Features
 from bench.job import Job
-from bench.method import build
+from bench.registry import build
 from bench.results.ledger import Ledger
 from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
 from bench.training import checkpoint

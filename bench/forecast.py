@@ -15,9 +15,9 @@ from bench.draw import Draw
 from bench.encoders import build_encoder
 from bench.images import ImageBatch
 from bench.job import Job, label
-from bench.method import build, find_method
 from bench.plan import Plan, describe
 from bench.progress import clock
+from bench.registry import build, find_method
 from bench.results.ledger import Ledger
 from bench.study import preview
 from bench.training.optimisers import build_optimizer

@@ -1,8 +1,5 @@
-"""The contract of a pretext task, and the registry that finds one by name."""
+"""The contract of a pretext task."""
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,12 +7,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-import methods
 from bench.draw import Draw
 from bench.encoders import Encoder
-from bench.errors import BadInput, UnknownName
 from bench.images import ImageBatch
-from bench.records import Record, parse
+from bench.records import Record
 
 Views = tuple[Tensor, ...]
 
@@ -64,40 +59,3 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Update what no gradient updates (a momentum encoder, a queue), after each optimiser step."""
-
-
-def method_names() -> list[str]:
-    """The names of the methods in the repository."""
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
-
-
-def find_method(name: str) -> type[Method]:
-    """Return the method class of a name in `methods/`, or of a dotted module path outside it.
-
-    Raises UnknownName for a name that is no module, BadInput for a module that holds no method.
-    """
-    path = name if "." in name else f"methods.{name}"
-    if "." not in name and name not in method_names():
-        raise UnknownName("method", name, method_names())
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise BadInput(f"method {name!r}: {error}") from None
-    found = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, Method) and member.__module__ == path
-    ]
-    if len(found) != 1:
-        raise BadInput(f"method {name!r}: {path} must define one Method, it defines {len(found)}")
-    return found[0]
-
-
-def configure(name: str, values: Mapping[str, Any], source: str) -> Record:
-    """Validate `values` as the configuration of method `name`; defaults are filled in."""
-    return parse(find_method(name).Config, values, source)
-
-
-def build(name: str, values: Mapping[str, Any], encoder: Encoder) -> Method:
-    """Build the method `name` on `encoder`."""
-    return find_method(name)(configure(name, values, f"method {name}"), encoder)

@@ -14,8 +14,8 @@ from bench.data.dataset import Dataset, resolve
 from bench.data.source import Source
 from bench.evaluation.protocols import PROTOCOLS
 from bench.job import Job, Provenance
-from bench.method import configure, find_method
 from bench.records import digest
+from bench.registry import configure, find_method
 from bench.space import Value
 from bench.sweep import Sweep
 from bench.trial import Evaluation, Training, Trial

@@ -11,8 +11,8 @@ from bench.cards import find_card
 from bench.encoders import ENCODERS
 from bench.errors import BadInput, UnknownName, suggestion
 from bench.evaluation.protocols import PROTOCOLS
-from bench.method import configure, find_method
 from bench.records import Record, deep_merge, digest, field_paths, parse, read_toml, set_path
+from bench.registry import configure, find_method
 from bench.space import Domain, Value
 from bench.trial import Training
 

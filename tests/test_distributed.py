@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from bench.distributed import average_gradients, gather, rank, share_batch_norms, world_size
-from bench.method import find_method, method_names
+from bench.registry import find_method, method_names
 from bench.training.pretrain import pretrain
 from methods.simclr import nt_xent
 from tests.test_methods import TRAINING, make, pictures

@@ -14,8 +14,9 @@ from bench.draw import Draw
 from bench.encoders import build_encoder
 from bench.errors import BadInput, UnknownName
 from bench.images import ImageBatch
-from bench.method import Method, build, find_method, method_names
+from bench.method import Method
 from bench.records import field_paths
+from bench.registry import build, find_method, method_names
 from bench.training.pretrain import pretrain
 from bench.trial import Training
 

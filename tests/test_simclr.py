@@ -9,7 +9,7 @@ from bench.draw import Draw
 from bench.encoders import build_encoder
 from bench.errors import BadInput
 from bench.images import ImageBatch
-from bench.method import build, configure
+from bench.registry import build, configure
 from methods.simclr import nt_xent
 
 
