@@ -107,6 +107,7 @@ class Board:
         best = f"best {self.best[0]:.1%} ({self.best[1]})" if self.best else "no best yet"
         elapsed = clock(time.monotonic() - self.began)
         bar = ProgressBar(total=self.total, completed=self.ended, width=24)
+        parts.insert(0, f"{len(self.running)} running")
         text = f"{self.ended}/{self.total} trials  {' · '.join(parts)}  {best}  {elapsed}"
         grid.add_row(bar, Text(text))
         return grid
@@ -114,7 +115,8 @@ class Board:
     def _table(self, rows: list[Running]) -> Table:
         table = Table(box=None, padding=(0, 1), header_style="dim")
         for name in ("trial", "epoch", "loss", "images/s", "left", "configuration"):
-            table.add_column(name, justify="left" if name in ("trial", "configuration") else "right", no_wrap=True)
+            words = name in ("trial", "configuration")
+            table.add_column(name, justify="left" if words else "right", no_wrap=True, min_width=len(name))
         for row in rows:
             epochs = row.job.trial.training.epochs
             at = "evaluating" if row.epoch >= epochs else f"{row.epoch}/{epochs}"

@@ -17,6 +17,9 @@ from methods.simclr import nt_xent
 from tests.test_methods import TRAINING, make, pictures
 
 WORKERS = 2
+# Gentle SGD: a batch of 8 is chaotic at a usual rate. One process alone, its weights changed by 1e-7, ends 1e-2 apart
+# with Adam at 1e-3 and 1e-6 apart here, so that only a real difference between one worker and two can show.
+GENTLE = TRAINING.model_copy(update={"optimizer": "sgd", "lr": 0.002})
 TRAINED = [name for name in method_names() if find_method(name).trains]
 
 
@@ -53,7 +56,7 @@ def work(number: int, folder: str) -> None:
     found["contrast"] = contrast(share_batch_norms(network()))
     for name in TRAINED:
         method = make(name)
-        history = pretrain(method, pictures(), TRAINING, 7, state=Path(folder) / f"{name}.safetensors")
+        history = pretrain(method, pictures(), GENTLE, 7, state=Path(folder) / f"{name}.safetensors")
         found[name] = ([epoch.losses for epoch in history.epochs], method.state_dict())
     torch.save(found, f"{folder}/{number}.pt")
     dist.destroy_process_group()
@@ -89,10 +92,10 @@ def test_two_workers_train_as_one(name, workers, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     method = make(name)
-    history = pretrain(method, pictures(), TRAINING, 7, state=tmp_path / "state.safetensors")
+    history = pretrain(method, pictures(), GENTLE, 7, state=tmp_path / "state.safetensors")
     torch.set_num_threads(threads)
     for losses, state in (found[name] for found in workers):
         for epoch, expected in zip(losses, history.epochs, strict=True):
-            assert epoch == pytest.approx(expected.losses, rel=1e-3)
+            assert epoch == pytest.approx(expected.losses, rel=1e-4)
         for key, value in workers[0][name][1].items():
             assert torch.equal(state[key], value), f"the workers differ in {key}"

@@ -51,6 +51,33 @@ class Mortal(SimCLR):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
+# A SimCLR whose loss is not a number where the temperature is low.
+BROKEN = """
+from methods.simclr import SimCLR
+
+class Broken(SimCLR):
+    summary = "has no finite loss at low temperatures"
+
+    def losses(self, views, progress):
+        loss = super().losses(views, progress)["loss"]
+        return {"loss": loss if self.config.temperature > 0.13 else loss * float("nan")}
+"""
+
+# A SimCLR that is worth nothing at high temperatures, so that the pruner has something to decide.
+FADING = """
+import torch
+from methods.simclr import SimCLR
+
+class Fading(SimCLR):
+    summary = "forgets everything at high temperatures"
+
+    def after_step(self, progress):
+        if self.config.temperature > 0.3:
+            with torch.no_grad():
+                for parameter in self.encoder.parameters():
+                    parameter.zero_()
+"""
+
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,6 +113,13 @@ class Workshop:
         path = self.folder / f"{name}.toml"
         path.write_text(SWEEP.format(data=self.data, epochs=epochs, trials=trials, prune=prune, seeds=seeds))
         return path
+
+    def method(self, name: str, text: str) -> str:
+        """Write a method of the user's own; returns what --method takes."""
+        package = self.folder / "mine"
+        package.mkdir(exist_ok=True)
+        (package / f"{name}.py").write_text(text)
+        return f"mine.{name}"
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "bench", *arguments]
@@ -144,15 +178,13 @@ def test_a_sweep_runs_once_and_is_read_by_everyone(workshop):
 
 
 def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_nothing(workshop):
-    (workshop.folder / "mortal.py").write_text("")
-    package = workshop.folder / "mine"
-    package.mkdir()
-    (package / "mortal.py").write_text(MORTAL)
+    method = workshop.method("mortal", MORTAL)
     sweep = workshop.write(trials=1, epochs=4)
     marker = workshop.folder / "died"
-    workshop.run(sweep, "--method", "mine.mortal", MORTAL_MARKER=str(marker))
+    shown = workshop.run(sweep, "--method", method, MORTAL_MARKER=str(marker))
     assert marker.exists()
-    workshop.run(sweep, "--method", "mine.mortal", out="calm", MORTAL_MARKER=str(marker))
+    assert "raylet" not in shown
+    workshop.run(sweep, "--method", method, out="calm", MORTAL_MARKER=str(marker))
     keys = ["trial_id", "dataset", "protocol", "variant", "split", "metric", "value", "objective"]
     left, right = (workshop.frame(out)[keys].sort_values(keys[:6]).reset_index(drop=True) for out in ("out", "calm"))
     assert left.equals(right)
@@ -184,12 +216,13 @@ def test_ctrl_c_keeps_what_is_finished_and_resumes_the_rest(workshop):
 
 
 def test_a_trial_that_fails_is_a_row_with_a_traceback(workshop):
-    sweep = workshop.write(trials=2, epochs=2)
-    shown = workshop.run(sweep, "--set", "pretrain.lr=90", "--set", "pretrain.optimizer=sgd", code=1)
-    assert "failed: draw 0: TrialFailed: the loss" in shown
-    frame = workshop.frame()
-    assert set(frame["status"]) == {"failed"}
-    traceback = workshop.folder / "out" / frame["error_file"].iloc[0]
+    method = workshop.method("broken", BROKEN)
+    sweep = workshop.write(trials=3, epochs=2)
+    shown = workshop.run(sweep, "--method", method, code=1)
+    assert "TrialFailed: the loss 'loss' is not finite in epoch 1" in shown
+    frame = workshop.frame().drop_duplicates("trial_id").set_index("status")
+    assert sorted(frame.index) == ["failed", "finished", "finished"]
+    traceback = workshop.folder / "out" / frame.loc["failed", "error_file"]
     assert "TrialFailed" in traceback.read_text()
 
 
@@ -203,8 +236,10 @@ def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, m
     from bench.scheduling.run import run_agenda
     from bench.sweep import load_sweep
 
+    method = workshop.method("fading", FADING)
+    monkeypatch.syspath_prepend(workshop.folder)
     path = workshop.write(trials=6, epochs=5, prune="asha")
-    sweep = load_sweep(str(path), over={"resources": {"workers": 2}})
+    sweep = load_sweep(str(path), over={"method": method, "resources": {"workers": 2}})
     plan = make_plan(sweep, out=workshop.folder / "out", cache=cache_folder())
     agenda = Agenda(plan)
     with connect(None, cpus=2) as cluster:
@@ -223,3 +258,30 @@ def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, m
     assert agenda.tally.pruned >= 1
     frame = workshop.frame()
     assert set(frame["workers"]) == {2}
+
+
+def test_poisoned_test_labels_change_no_choice(workshop):
+    """The same pictures, with and without shuffled test labels: the same draws, objectives and best configuration."""
+    files = sorted(path.relative_to(workshop.data) for path in workshop.data.glob("*/*.png"))
+    splits = [("train", "train", "val", "test")[number % 4] for number in range(len(files))]
+    names = [file.parent.name for file in files]
+    poisoned = {"across": "down", "down": "slanting", "slanting": "across"}
+    best = {}
+    for kind in ("honest", "poisoned"):
+        data = workshop.folder / kind / "stripes"
+        data.mkdir(parents=True)
+        rows = ["file,class,split"]
+        for number, (file, split, name) in enumerate(zip(files, splits, names, strict=True)):
+            (data / f"{number}.png").write_bytes((workshop.data / file).read_bytes())
+            shown = poisoned[name] if (kind, split) == ("poisoned", "test") else name
+            rows.append(f"{number}.png,{shown},{split}")
+        (data / "splits.csv").write_text("\n".join(rows) + "\n")
+        sweep = workshop.write(trials=3, epochs=2, seeds="[0]")
+        workshop.run(sweep, "--pretrain-on", str(data), "--evaluate-on", str(data), out=f"out-{kind}")
+        frame = workshop.frame(f"out-{kind}")
+        search = frame.query("stage == 'search' and status == 'finished'").drop_duplicates("trial_id")
+        chosen = frame.query("configuration == 'best'")["param.temperature"].iloc[0]
+        scores = frame.query("split == 'test' and metric == 'top1' and protocol == 'linear'")["value"].tolist()
+        best[kind] = (search.set_index("draw")["objective"].sort_index().tolist(), chosen, scores)
+    assert best["honest"][:2] == best["poisoned"][:2]
+    assert best["honest"][2] != best["poisoned"][2]  # the poison reached the test scores, and only them

@@ -115,32 +115,31 @@ def smooth_max(a: Field, b: Field, width: float) -> Field:
 
 
 def background(dice: Dice) -> Field:
-    """Two blotchy colours `[B,3,H,W]` with a finer mottle of random strength."""
-    first = dice.colour((0, 1), (0.05, 0.5), (0.2, 0.85))
-    second = dice.colour((0, 1), (0.05, 0.5), (0.2, 0.85))
-    share = np.clip(0.5 + dice.uniform(0.2, 0.7) * dice.noise(0), 0, 1)
-    mottle = dice.uniform(0, 0.06) * dice.noise(2) + dice.uniform(0, 0.12) * dice.noise(1)
+    """A colour, blotchy in brightness and finely mottled: `[B,3,H,W]`."""
+    first = dice.colour((0, 1), (0.05, 0.4), (0.35, 0.7))
+    second = first * dice.uniform(0.75, 1.25)[..., None]
+    share = np.clip(0.5 + 0.4 * dice.noise(0), 0, 1)
+    mottle = 0.03 * dice.noise(2) + 0.04 * dice.noise(1)
     canvas: Field = (first + (second - first) * share[:, None]) * (1 + mottle[:, None])
     return canvas
 
 
-# name: (lesion's inner edge, outer edge, pale zone's outer edge, softness of the edge, elongation, corners)
+# name: (lesion's inner edge, outer edge, pale zone's outer edge, softness of the edge, elongation)
 # in radii; chosen so that every lesion darkens about the same area.
-LESIONS: dict[str, tuple[float, float, float, float, float, float]] = {
-    "spot": (-1, 1.0, -1, 0.0, 1.0, 0.0),
-    "ring": (0.8, 1.3, -1, 0.0, 1.0, 0.0),
-    "halo": (-1, 0.8, 1.55, 0.0, 1.0, 0.0),
-    "angular": (-1, 1.0, -1, 0.0, 1.0, 1.0),
-    "streak": (-1, 1.0, -1, 0.0, 2.2, 0.0),
-    "diffuse": (-1, 1.0, -1, 1.0, 1.0, 0.0),
+LESIONS: dict[str, tuple[float, float, float, float, float]] = {
+    "spot": (-1, 1.0, -1, 0.0, 1.0),
+    "ring": (0.8, 1.3, -1, 0.0, 1.0),
+    "halo": (-1, 0.85, 1.45, 0.0, 1.0),
+    "streak": (-1, 1.0, -1, 0.0, 2.2),
+    "diffuse": (-1, 1.0, -1, 1.0, 1.0),
 }
 
 
 def leaf(labels: NDArray[np.int64], dice: Dice) -> Field:
-    """A veined leaf with three to five lesions; the class is the lesions' shape and margin."""
-    canvas, at = background(dice), pose(dice, (0.8, 1.05), 0.12)
+    """A veined leaf with four to eight lesions; the class is the lesions' shape and margin."""
+    canvas, at = background(dice), pose(dice, (0.95, 1.15), 0.1)
     y = at.y + dice.uniform(-0.25, 0.25) * (at.x * at.x - 0.4)
-    half = dice.uniform(0.5, 0.65)
+    half = dice.uniform(0.6, 0.75)
     rise, fall = dice.uniform(0.5, 0.75), dice.uniform(0.7, 1.1)
     teeth, depth = dice.uniform(6, 14), dice.uniform(0, 0.12)
 
@@ -166,12 +165,12 @@ def _leaf_surface(dice: Dice, at: Pose, y: Field) -> Field:
     """The blade's colour with midrib, side veins, mottle and the two halves lit differently."""
     colour = dice.colour((0.1, 0.43), (0.45, 0.85), (0.45, 0.9))
     fold = dice.uniform(-0.15, 0.15) * np.clip(y * 10, -1, 1)
-    surface: Field = colour * (1 + dice.uniform(0.03, 0.12) * dice.noise(1) + fold)[:, None]
+    surface: Field = colour * (1 + dice.uniform(0.02, 0.06) * dice.noise(1) + fold)[:, None]
     veins, lean = dice.uniform(4, 7), dice.uniform(0.5, 1.0)
     side = veins * (at.x - lean * np.abs(y))
     gap = np.abs(side - np.rint(side)) / veins
     rib = np.maximum(cover(np.abs(y) - 0.02, at.pixel), cover(gap - 0.002, at.pixel) * 0.5)
-    paint(surface, surface * dice.uniform(1.15, 1.5)[..., None], rib)
+    paint(surface, surface * dice.uniform(1.1, 1.3)[..., None], rib)
     return surface
 
 
@@ -180,25 +179,24 @@ def _lesions(
 ) -> None:
     """Paint the lesions of each image's class on the leaf's surface."""
     table = np.array(list(LESIONS.values()), dtype=np.float32)[labels]
-    inner, outer, pale, soft, stretch, corners = (table[:, column, None, None] for column in range(6))
-    count, radius = dice.uniform(2.5, 5.5), dice.uniform(0.17, 0.2)
+    inner, outer, pale, soft, stretch = (table[:, column, None, None] for column in range(5))
+    count, radius = dice.uniform(4.5, 8.5), dice.uniform(0.15, 0.18)
     near, side = np.full_like(at.x, 99), dice.sign()
-    for place in range(5):
-        along = (place + dice.uniform(0.2, 0.8)) / 3.0 - 0.85
-        across = side * (-1) ** place * dice.uniform(0.1, 0.6) * width(along)
+    for place in range(8):
+        along = (place + dice.uniform(0.2, 0.8)) / 4.8 - 0.88
+        across = side * (-1) ** place * dice.uniform(0.25, 0.65) * width(along)
         turn = np.where(stretch > 1, dice.uniform(-0.3, 0.3), dice.uniform(0, 2 * np.pi))
-        size = radius * dice.uniform(0.85, 1.2) * np.maximum((place * 2) % 5 < count - 0.5, np.float32(1e-3))
+        size = radius * dice.uniform(0.85, 1.2) * np.maximum((place * 3) % 8 < count - 0.5, np.float32(1e-3))
         dx, dy = at.x - along, y - across
         cos, sin = np.cos(turn) / size, np.sin(turn) / size
         u, v = (cos * dx + sin * dy) / stretch, (cos * dy - sin * dx) * stretch
-        triangle = np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) * 1.286
-        near = np.minimum(near, np.where(corners > 0, triangle, np.sqrt(u * u + v * v)))
+        near = np.minimum(near, np.sqrt(u * u + v * v))
     blur = at.pixel / radius
-    dark = cover(near - outer, np.maximum(blur, soft * 1.3)) * cover(inner - near, blur)
-    hue, value = (-0.03, 0.12), (0.08, 0.35)
+    dark = cover(near - outer, np.maximum(blur, soft * 1.1)) * cover(inner - near, blur)
+    hue, value = (-0.03, 0.12), (0.05, 0.25)
     light = dice.colour((0.1, 0.2), (0.3, 0.7), (0.8, 1.0))
     paint(surface, light, cover(near - pale, blur) * dice.uniform(0.5, 0.8))
-    paint(surface, dice.colour(hue, (0.3, 0.8), value), dark * dice.uniform(0.75, 1.0))
+    paint(surface, dice.colour(hue, (0.3, 0.8), value), dark * dice.uniform(0.8, 1.0))
 
 
 # name: which of five places along the margin carry an eye-spot
@@ -206,7 +204,6 @@ SPOTS: dict[str, tuple[int, int, int, int, int]] = {
     "single": (0, 0, 1, 0, 0),
     "pair": (0, 1, 1, 0, 0),
     "split": (1, 0, 0, 0, 1),
-    "triple": (0, 1, 1, 1, 0),
     "spaced": (1, 0, 1, 0, 1),
     "full": (1, 1, 1, 1, 1),
 }
@@ -214,7 +211,7 @@ SPOTS: dict[str, tuple[int, int, int, int, int]] = {
 
 def wing(labels: NDArray[np.int64], dice: Dice) -> Field:
     """A butterfly's wing; the class is which places along its margin carry an eye-spot."""
-    canvas, at = background(dice), pose(dice, (0.75, 1.0), 0.12)
+    canvas, at = background(dice), pose(dice, (0.9, 1.1), 0.1)
     x = at.x + 0.95
     radius = np.sqrt(x * x + at.y * at.y)
     half, lean = dice.uniform(0.55, 0.7), dice.uniform(0.1, 0.22)
@@ -231,16 +228,17 @@ def wing(labels: NDArray[np.int64], dice: Dice) -> Field:
 
 def _wing_surface(dice: Dice, at: Pose, outline: Field, out: Field, across: Field, arc: Field) -> Field:
     """Colour running from root to margin, a marginal band, a cross band and veins."""
-    root, tip = (dice.colour((0, 1), (0.3, 0.8), (0.4, 0.85)) for _ in range(2))
+    root = dice.colour((0, 1), (0.3, 0.7), (0.45, 0.8))
+    tip = root * dice.uniform(0.7, 1.2)[..., None]
     share = np.clip(out + dice.uniform(-0.4, 0.4) + dice.uniform(0.05, 0.2) * dice.noise(1), 0, 1)
     surface: Field = root + (tip - root) * share[:, None]
-    trim = dice.colour((0, 1), (0.2, 0.7), (0.1, 0.9))
-    paint(surface, trim, cover(-outline - dice.uniform(0.05, 0.14), at.pixel) * dice.uniform(0.4, 0.9))
+    trim = root * dice.uniform(0.4, 0.8)[..., None]
+    paint(surface, trim, cover(-outline - dice.uniform(0.05, 0.14), at.pixel) * dice.uniform(0.2, 0.7))
     band = np.abs(out - dice.uniform(0.3, 0.45)) - dice.uniform(0.02, 0.06)
-    paint(surface, trim, cover(band, at.pixel) * dice.uniform(0, 0.8))
+    paint(surface, trim, cover(band, at.pixel) * dice.uniform(0, 0.4))
     ray = 2.5 * (across + 1)
     vein = cover(np.abs(ray - np.rint(ray)) * arc * 0.4 - 0.012, at.pixel)
-    paint(surface, surface * 0.5, vein * dice.uniform(0.3, 0.8))
+    paint(surface, surface * 0.5, vein * dice.uniform(0.2, 0.5))
     return surface
 
 
@@ -251,7 +249,7 @@ def _eye_spots(
     x, half, lean = shape
     present = np.array(list(SPOTS.values()), dtype=np.float32)[labels]
     few = present.sum(1).reshape(-1, 1, 1) ** (-0.2)
-    size, out = dice.uniform(0.23, 0.28) * few, dice.uniform(1.12, 1.28)
+    size, out = dice.uniform(0.27, 0.31) * few, dice.uniform(1.12, 1.28)
     near = np.full_like(at.x, 99)
     for place in range(5):
         angle = (place - 2) * 0.36 + dice.uniform(-0.04, 0.04)
@@ -260,24 +258,24 @@ def _eye_spots(
         each = size * dice.uniform(0.85, 1.15) * np.maximum(present[:, place, None, None], 1e-3)
         near = np.minimum(near, np.sqrt(dx * dx + dy * dy) / each)
     blur = at.pixel / size
-    paint(surface, dice.colour((0.05, 0.2), (0.2, 0.8), (0.75, 1.0)), cover(near - 1, blur))
+    paint(surface, dice.colour((0.05, 0.2), (0.2, 0.8), (0.85, 1.0)), cover(near - 1, blur))
     paint(surface, dice.colour((0, 1), (0.2, 0.8), (0.05, 0.25)), cover(near - 0.72, blur))
     paint(surface, dice.colour((0, 1), (0.0, 0.4), (0.8, 1.0)), cover(near - 0.25, blur))
 
 
 # name: (ridges across the shell, offset of every second ridge in periods, its height, depth of the beads)
 RIDGES: dict[str, tuple[float, float, float, float]] = {
-    "coarse": (7.5, 0.0, 1.0, 0.0),
+    "coarse": (7.0, 0.0, 1.0, 0.0),
     "fine": (12.0, 0.0, 1.0, 0.0),
-    "paired": (9.5, 0.28, 1.0, 0.0),
-    "alternate": (9.5, 0.0, 0.4, 0.0),
-    "beaded": (9.5, 0.0, 1.0, 0.7),
+    "paired": (9.5, 0.3, 1.0, 0.0),
+    "alternate": (9.5, 0.0, 0.35, 0.0),
+    "beaded": (9.5, 0.0, 1.0, 0.8),
 }
 
 
 def shell(labels: NDArray[np.int64], dice: Dice) -> Field:
     """A scallop; the class is the count, spacing or beading of its ridges."""
-    canvas, at = background(dice), pose(dice, (0.72, 1.0), 0.12)
+    canvas, at = background(dice), pose(dice, (0.9, 1.1), 0.1)
     x, y = at.x, at.y + 0.95
     radius = np.sqrt(x * x + y * y)
     half = dice.uniform(0.7, 0.95)
@@ -311,8 +309,8 @@ def _shell_surface(dice: Dice, height: Field, out: Field) -> Field:
     """Ground colour with growth bands, darker between the ridges."""
     first, other = (dice.colour((-0.1, 0.25), (0.1, 0.7), (0.5, 0.95)) for _ in range(2))
     bands = wave(dice.uniform(1, 4) * out + dice.uniform(0, 1) + dice.uniform(0, 0.13) * dice.noise(1))
-    surface = first + (other - first) * (dice.uniform(0, 1) * bands)[:, None]
-    relief = dice.uniform(0.25, 0.5)
+    surface = first + (other - first) * (dice.uniform(0, 0.6) * bands)[:, None]
+    relief = dice.uniform(0.4, 0.65)
     shaded: Field = surface * (0.95 * (1 - relief + relief * 1.4 * height))[:, None]
     return shaded
 
