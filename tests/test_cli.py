@@ -211,3 +211,24 @@ def test_a_closed_pipe_is_no_traceback():
 def test_the_contract_is_documented():
     for name in ("views", "losses", "objectives", "after_step"):
         assert getattr(Method, name).__doc__
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(bench, tmp_path):
+    data = str(draw_folder(tmp_path / "photographs", each=12))
+    start = time.perf_counter()
+    arguments = ("--pretrain-on", data, "--evaluate-on", data, "--set", "pretrain.batch_size=8", "--out", "out")
+    code, _, err = bench("run", "--sweep", "simclr_gamma", *arguments, "--address", "127.0.0.1:9")
+    assert code == 2
+    assert "no Ray answers at '127.0.0.1:9'" in err
+    assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision_encoders_by_name(name):
+    import torch
+
+    from bench.encoders import build_encoder
+
+    encoder = build_encoder(name, 0).eval()
+    with torch.no_grad():
+        assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, encoder.dim)

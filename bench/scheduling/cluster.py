@@ -3,15 +3,18 @@
 import logging
 import os
 import secrets
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bench.errors import BadInput
 from bench.plan import Hardware
 
+CONNECT_SECONDS = 10
 OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, never images
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -64,8 +67,9 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
                 logging_level=logging.ERROR,
             )
         else:
+            _must_answer(str(address))
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = "a local Ray could not be started" if local else f"no Ray answers at {address!r}"
         raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
     try:
@@ -73,6 +77,13 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
     finally:
         ray.shutdown()
+
+
+def _must_answer(address: str) -> None:
+    """Raise a ConnectionError where nothing listens: Ray itself would try again for many minutes."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=CONNECT_SECONDS).close()
 
 
 def _prepare_environment() -> None:
