@@ -5,33 +5,26 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import views
-from bench.data.pack import Pack, open_pack, pack_size
-from bench.data.source import Source, Split
 from bench.distributed import rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
-from bench.evaluation import protocols
-from bench.evaluation.linear import Features
+from bench.evaluate import evaluate, open_job_pack, quick_objective
 from bench.job import Job
 from bench.registry import build
 from bench.results.ledger import Ledger
-from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
+from bench.results.schema import Membership, TrialFacts, rows_table
 from bench.training import checkpoint
 from bench.training.pretrain import Epoch, History, peak_memory, pretrain
-from bench.trial import Evaluation
 
 Report = Callable[[dict[str, Any]], None]
-FEATURE_BATCH = 256
 
 
 def run_job(job: Job, report: Report, device: torch.device) -> None:
@@ -78,9 +71,11 @@ class _Trainer:
             return History([Epoch(**epoch) for epoch in facts["epochs"]], facts["peak_memory_bytes"])
         if not type(self.method).trains:
             return History()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         history = pretrain(
             self.method,
-            _pack(self.job, self.job.trial.data),
+            open_job_pack(self.job, self.job.trial.data, self.device),
             self.job.trial.training,
             self.job.trial.seed,
             state=self.job.folder / "state.safetensors",
@@ -109,106 +104,6 @@ class _Trainer:
         checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
         path.with_name("trial.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         path.with_name("state.safetensors").unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=16)
-def _open(source: str, size: int, cache: str) -> Pack:
-    return open_pack(Source.model_validate_json(source), size, Path(cache))
-
-
-def _pack(job: Job, fingerprint: str) -> Pack:
-    size = pack_size(job.trial.training.image_size)
-    return _open(job.sources[fingerprint].model_dump_json(), size, job.cache)
-
-
-@torch.inference_mode()
-def extract(encoder: Encoder, pack: Pack, split: Split, size: int) -> Features:
-    """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation, full precision."""
-    device = next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
-    rows = pack.rows(split)
-    parts = []
-    for some in torch.split(rows, FEATURE_BATCH):
-        images = pack.batch(some, device)
-        view = views.crop(images, views.centre_crop(images.aspect), size)
-        parts.append(encoder(view.contiguous(memory_format=torch.channels_last)))
-    encoder.train(was_training)
-    return Features(torch.cat(parts), pack.labels[rows].to(device))
-
-
-def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[Split, ...]) -> Iterator[Features]:
-    pack = _pack(job, evaluation.fingerprint)
-    for split in splits:
-        yield extract(encoder, pack, split, job.trial.training.image_size)
-
-
-def quick_objective(job: Job, encoder: Encoder) -> float:
-    """The mean validation score over the datasets by a cheap linear probe: what pruning decides on."""
-    values = []
-    for evaluation in job.trial.evaluate:
-        train, val = _features(job, encoder, evaluation, ("train", "val"))
-        classes = len(_pack(job, evaluation.fingerprint).classes)
-        values.append(protocols.quick_objective(train, val, classes, evaluation.metric))
-    return sum(values) / len(values)
-
-
-@dataclass
-class _Objective:
-    values: list[float] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.values) / len(self.values)
-
-
-def evaluate(job: Job, encoder: Encoder) -> tuple[list[Measurement], float]:
-    """Judge the encoder on every dataset with every protocol.
-
-    Everything is chosen on train and val before the test split is read, once. Returns the measurements and
-    the validation objective: the mean over datasets of the headline metric under the objective's protocol.
-    """
-    rows: list[Measurement] = []
-    objective = _Objective()
-    for evaluation in job.trial.evaluate:
-        pack, source = _pack(job, evaluation.fingerprint), job.sources[evaluation.fingerprint]
-        train, val = _features(job, encoder, evaluation, ("train", "val"))
-        chosen = [
-            protocols.select(name, train, val, len(pack.classes), evaluation.metric) for name in evaluation.protocols
-        ]
-        (test,) = _features(job, encoder, evaluation, ("test",))
-        for selected in chosen:
-            if selected.protocol == job.trial.objective:
-                objective.values.append(selected.best.scores.value(evaluation.metric))
-            for result in protocols.score(selected, train, val, test, seed=job.trial.seed):
-                rows += _measurements(result, source.name, evaluation, pack.classes)
-    return rows, objective.mean
-
-
-def _measurements(
-    result: protocols.Result, dataset: str, evaluation: Evaluation, classes: tuple[str, ...]
-) -> list[Measurement]:
-    """The rows of one protocol's result: one per metric, and the confusion matrix."""
-    common: dict[str, Any] = {
-        "dataset": dataset,
-        "dataset_fingerprint": evaluation.fingerprint,
-        "protocol": result.protocol,
-        "protocol_version": result.version,
-        "variant": result.variant,
-        "split": result.split,
-        "samples": result.scores.samples,
-        "chosen": result.chosen,
-    }
-    rows = []
-    for metric, value in result.scores.values.items():
-        low, high = result.scores.intervals.get(metric, (None, None))
-        headline = metric == evaluation.metric
-        rows.append(Measurement(**common, metric=metric, headline=headline, value=value, low=low, high=high))
-    confusion = tuple(result.scores.confusion.flatten().tolist())
-    rows.append(
-        Measurement(**common, metric="confusion", headline=False, value=None, confusion=confusion, classes=classes)
-    )
-    return rows
 
 
 def _facts(

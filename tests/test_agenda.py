@@ -140,7 +140,7 @@ def test_a_finished_trial_whose_driver_died_before_it_heard_is_known(plan, tmp_p
 def test_pruned_trials_are_rows_and_stay_pruned_for_their_sweep(plan, tmp_path):
     agenda = Agenda(plan)
     job = agenda.take("0")
-    agenda.end("0", {"epoch": 3, "rung_objective": 0.2}, {3: 0.2}, died=False)
+    agenda.end("0", {"epoch": 3, "rung_objective": 0.2}, {3: 0.2}, pruned=True)
     frame = agenda.ledger.read().frame
     assert frame[["status", "epochs", "objective"]].values.tolist() == [["pruned", 3, 0.2]]
     jobs = run(Agenda(remake(tmp_path)), temperature)
@@ -149,10 +149,11 @@ def test_pruned_trials_are_rows_and_stay_pruned_for_their_sweep(plan, tmp_path):
     assert job.trial.id in {other.trial.id for other in run(fresh, temperature)}
 
 
-def test_a_stop_between_rungs_is_an_interruption_not_a_pruning(plan, tmp_path):
+@pytest.mark.parametrize("epoch", [3, 5])
+def test_a_stop_that_the_pruner_did_not_ask_for_is_an_interruption(plan, tmp_path, epoch):
     agenda = Agenda(plan)
     job = agenda.take("0")
-    agenda.end("0", {"epoch": 5}, {3: 0.2}, died=False)
+    agenda.end("0", {"epoch": epoch}, {3: 0.2})
     assert agenda.ledger.listing().entries == ()
     assert Agenda(remake(tmp_path)).take("0").trial == job.trial
 

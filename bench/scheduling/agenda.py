@@ -6,7 +6,6 @@ left, whatever stopped it, and a finished trial is never run again.
 """
 
 import shutil
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,8 +74,20 @@ class Agenda:
             emit("start", key, {"job": job})
         return job
 
-    def end(self, key: str, result: Mapping[str, Any], rungs: Mapping[int, float], *, died: bool) -> None:
-        """Record how `key` ended: `result` is its last report, `rungs` the objective at each epoch that had one."""
+    def end(
+        self,
+        key: str,
+        result: Mapping[str, Any],
+        rungs: Mapping[int, float],
+        *,
+        died: bool = False,
+        pruned: bool = False,
+    ) -> None:
+        """Record how `key` ended: `result` is its last report, `rungs` the objective at each epoch that had one.
+
+        `died`: its process ended too often; `pruned`: the pruner stopped it. What is neither, nor says that it
+        finished or failed, was interrupted: the study keeps the draw open, and the next command goes on with it.
+        """
         job = self._running.pop(key, None)
         if job is None:
             return
@@ -86,9 +97,8 @@ class Agenda:
             self.tally.ran += 1
             self._tell(job, value=float(result["objective"]), rungs=rungs)
             emit("finished", key, {"job": job, "objective": float(result["objective"])})
-        elif int(result.get("epoch", 0)) in rungs:
+        elif pruned:
             self._pruned(key, job, rungs)
-        # else: interrupted; the study still says that the draw is open, and the next command goes on with it
 
     # What comes next -----------------------------------------------------------------------------------
 
@@ -196,9 +206,3 @@ class Agenda:
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
         self.tally.failures.append(Failure(label(job), error, shown))
         emit("failed", key, {"job": job, "error": error})
-
-
-def record_traceback(job: Job) -> None:
-    """Write the traceback of the exception in flight to the trial's folder."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

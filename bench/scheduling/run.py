@@ -47,9 +47,9 @@ def trial_slots(plan: Plan, cluster: Cluster) -> int:
 
 def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
     from bench.scheduling import trainable
-    from bench.scheduling.searcher import AgendaSearcher
+    from bench.scheduling.searcher import AgendaSearcher, Pruner
 
-    plan = agenda.plan
+    plan, searcher = agenda.plan, AgendaSearcher(agenda)
     wanted = plan.sweep.resources
     lone = wanted.workers == 1
     if lone:
@@ -64,8 +64,8 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
             num_samples=10**9,  # the agenda says when it is done
             max_concurrent_trials=slots,
             reuse_actors=lone,
-            search_alg=AgendaSearcher(agenda),
-            scheduler=_pruner(plan),
+            search_alg=searcher,
+            scheduler=Pruner(searcher, plan.sweep.search.prune, plan.sweep.pretrain.epochs) if plan.rungs else None,
         ),
         run_config=tune.RunConfig(
             name="sweep",
@@ -74,20 +74,4 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
             failure_config=tune.FailureConfig(max_failures=trainable.RETRIES if lone else 0),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
-    )
-
-
-def _pruner(plan: Plan) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    prune, epochs = plan.sweep.search.prune, plan.sweep.pretrain.epochs
-    if not plan.rungs:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric="rung_objective",
-        mode="max",
-        max_t=epochs + 1,  # the last epoch is no rung: a trial that got there ends by itself
-        grace_period=prune.grace,
-        reduction_factor=prune.factor,
     )

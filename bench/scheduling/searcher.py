@@ -1,12 +1,14 @@
-"""The agenda as Tune sees it: a search algorithm that hands out jobs and hears how they end."""
+"""The agenda as Tune sees it: a search algorithm that hands out jobs and hears how they end, and its pruner."""
 
 from pathlib import Path
 from typing import Any
 
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from bench.scheduling.agenda import Agenda
 from bench.scheduling.events import emit
+from bench.sweep import Prune
 
 
 class AgendaSearcher(Searcher):
@@ -16,6 +18,7 @@ class AgendaSearcher(Searcher):
         super().__init__(metric="objective", mode="max")
         self.agenda = agenda
         self._rungs: dict[str, dict[int, float]] = {}
+        self.pruned: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next job, None while there is none yet, or FINISHED."""
@@ -36,7 +39,7 @@ class AgendaSearcher(Searcher):
         last = result or {}
         if "rung_objective" in last:  # the result that a trial is stopped at comes here alone
             self._rungs.setdefault(trial_id, {})[int(last["epoch"])] = float(last["rung_objective"])
-        self.agenda.end(trial_id, last, self._rungs.pop(trial_id, {}), died=error)
+        self.agenda.end(trial_id, last, self._rungs.pop(trial_id, {}), died=error, pruned=trial_id in self.pruned)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -47,3 +50,28 @@ class AgendaSearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+class Pruner(ASHAScheduler):
+    """Asynchronous successive halving on the objective at the rungs, which tells the searcher whom it stops.
+
+    Tune ends a pruned and an interrupted trial alike; only the decision itself tells them apart.
+    """
+
+    def __init__(self, searcher: AgendaSearcher, prune: Prune, epochs: int) -> None:
+        super().__init__(
+            time_attr="epoch",
+            metric="rung_objective",
+            mode="max",
+            max_t=epochs + 1,  # the last epoch is no rung: a trial that got there ends by itself
+            grace_period=prune.grace,
+            reduction_factor=prune.factor,
+        )
+        self.searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide whether a trial goes on."""
+        action = str(super().on_trial_result(tune_controller, trial, result))
+        if action == TrialScheduler.STOP:
+            self.searcher.pruned.add(trial.trial_id)
+        return action

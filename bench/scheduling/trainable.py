@@ -9,6 +9,7 @@ guards them.
 
 import os
 import threading
+import traceback
 from typing import Any
 
 import ray
@@ -24,9 +25,9 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable import wrap_function
 
+from bench.errors import BenchError
 from bench.execution import run_job
 from bench.job import Job
-from bench.scheduling.agenda import record_traceback
 
 # A slot that every head node has and that takes no CPU away from a trial's workers.
 DRIVER_SLOT = {"node:__internal_head__": 0.001}
@@ -36,8 +37,9 @@ KEEP_CLEANER = "BENCH_KEEP_CLEANER"  # set to 1 where a dashboard runs: Ray's ow
 
 
 def failed(job: Job, error: Exception) -> dict[str, Any]:
-    """Record an exception of a trial and return the report that says so."""
-    record_traceback(job)
+    """Write the exception in flight to the trial's folder and return the report that says so."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     first = str(error).strip().splitlines() or [""]
     return {"failed": f"{type(error).__name__}: {first[0]}", "epoch": 0}
 
@@ -55,7 +57,10 @@ def lone_trial(config: dict[str, Any]) -> None:
 def worker(config: dict[str, Any]) -> None:
     """Run one of the workers of a trial; Ray Train has set up the process group."""
     job = Job.model_validate_json(config["job"])
-    run_job(job, ray.train.report, ray.train.torch.get_device())
+    try:
+        run_job(job, ray.train.report, ray.train.torch.get_device())
+    except BenchError as error:  # the same on every worker and in every try: no reason to start them again
+        ray.train.report(failed(job, error))
 
 
 def shared_trial(config: dict[str, Any]) -> None:
