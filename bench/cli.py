@@ -85,13 +85,14 @@ def report(
 ) -> None:
     """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
     from bench.results.ledger import Ledger
+    from bench.results.questions import questions
     from bench.results.report import export, render
 
     reading = Ledger(out).read(sweep)
     if reading.frame.empty and not reading.problems:
         raise BenchError(_nothing(out, sweep))
     if form == "terminal":
-        _console(to).print(render(reading.frame, sweep, reading.problems))
+        _console(to).print(render(reading.frame, sweep, reading.problems, questions(out)))
         return
     data = export(reading.frame, sweep, form)
     if to:

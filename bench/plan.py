@@ -88,6 +88,16 @@ class Plan:
         """Commit and package versions of this process."""
         return find_provenance()
 
+    def record(self) -> None:
+        """Keep the resolved sweep beside its results, for readers and reports."""
+        path = self.out / "sweeps" / f"{self.sweep.name}-{self.sweep_id[:12]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        facts = {"sweep_id": self.sweep_id, **self.sweep.model_dump(mode="json")}
+        facts["data"] = {fingerprint: source.model_dump() for fingerprint, source in self.sources.items()}
+        temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        temporary.replace(path)
+
     def training(self, values: Mapping[str, Any] | None = None) -> Training:
         """The training of a configuration, with its precision resolved."""
         return self._precise(self.sweep.settings(values or {})[1])

@@ -10,6 +10,7 @@ from bench.execution import trial_facts
 from bench.job import Job
 from bench.plan import Plan, make_plan
 from bench.results.ledger import Ledger
+from bench.results.questions import questions
 from bench.results.schema import Measurement, rows_table
 from bench.scheduling.agenda import Agenda
 from bench.study import preview
@@ -85,6 +86,11 @@ def test_search_then_confirm_then_nothing(plan):
     assert all(temperature(job) == temperature(best) for job in confirm if job.role != "control")
     assert {job.trial.config["gamma"]["enabled"] for job in confirm if job.role == "baseline"} == {False}
     assert not {job.trial.seed for job in search} & {job.trial.seed for job in confirm}
+
+
+def test_what_was_asked_is_kept_beside_the_results(plan):
+    Agenda(plan)
+    assert questions(plan.out) == {"mine": "q?"}
 
 
 def test_the_same_command_again_runs_nothing(plan, tmp_path):

@@ -48,6 +48,7 @@ class Agenda:
 
     def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
+        plan.record()
         self.ledger = Ledger(plan.out)
         self.tally = Tally()
         self._study = open_study(plan, fresh=force)
