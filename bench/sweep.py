@@ -1,5 +1,6 @@
 """A sweep: what is asked, what is fixed, what is searched, and how the answer is confirmed."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ class Prune(Record):
     def rungs(self, epochs: int) -> tuple[int, ...]:
         """The epochs at which a trial may be stopped, all before the last."""
         rungs, epoch = [], float(self.grace)
-        while self.scheduler == "asha" and epoch < epochs:
-            rungs.append(int(epoch))
+        while self.scheduler == "asha" and math.ceil(epoch) < epochs:
+            rungs.append(math.ceil(epoch))
             epoch *= self.factor
         return tuple(rungs)
 

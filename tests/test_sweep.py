@@ -119,6 +119,7 @@ def test_settings_are_toml_or_words():
 def test_rungs_lie_before_the_last_epoch(epochs, rungs):
     assert Prune(grace=3, factor=3).rungs(epochs) == rungs
     assert Prune(scheduler="none").rungs(epochs) == ()
+    assert Prune(grace=2, factor=2.5).rungs(14) == (2, 5, 13)  # never before the pruner's own 12.5
 
 
 def test_domains_become_distributions():
