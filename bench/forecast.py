@@ -81,6 +81,7 @@ def _time(plan: Plan, trial: Trial, confirm: list[Job]) -> str:
     rows = plan.pretrain.counts["unlabelled"] or plan.pretrain.counts["train"]
     steps = steps_per_epoch(rows, trial.training.batch_size) * trial.training.epochs
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, int(plan.sweep.resources.cpus_per_worker)))
     each = steps * _seconds_per_step(trial, device)
     return (
         f"device time: about {clock(each)} of pretraining per trial, {clock(each * trials)} for {trials} trials "

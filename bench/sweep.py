@@ -198,7 +198,7 @@ def load_sweep(
 
 
 def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    sections = set(Sweep.model_fields) - {"set", "space", "pretrain"}
+    sections = set(Sweep.model_fields) - {"name", "profile", "set", "space", "pretrain"}
     for path, value in map(parse_setting, settings):
         place, key = split_path(path)
         if path.partition(".")[0] in sections and path.partition(".")[0] != "method":
