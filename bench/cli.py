@@ -64,7 +64,7 @@ def run(
     }
     from bench.sweep import load_sweep
 
-    sys.path.insert(0, str(Path.cwd()))  # a method of the user's own is found beside where they are
+    sys.path.append(str(Path.cwd()))  # a method of the user's own is found where they are
     loaded = load_sweep(sweep, profile=profile, over=_given(over), settings=settings or ())
     if dry_run:
         from bench.plan import local_hardware
@@ -131,6 +131,8 @@ def main() -> None:
         # The reader of a pipe (head, less) has left. Nothing more can be written; not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
+    except OSError as error:  # a file or folder that cannot be read or written
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
 
 
 def _run(
@@ -213,7 +215,7 @@ def _end(agenda: "Agenda", out: Path) -> None:
     for failure in tally.failures:
         where = f" (traceback: {out / failure.file})" if failure.file else ""
         console.print(f"failed: {failure.label}: {failure.error}{where}", style="red", highlight=False, markup=False)
-    if not agenda.is_done():
+    if agenda.interrupted or not agenda.is_done():
         console.print("interrupted: the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED)
     if tally.failures:

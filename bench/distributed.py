@@ -115,8 +115,12 @@ def share_batch_norms(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm in `module` by one over all workers, in place; returns the module."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(child, SharedBatchNorm):
-            shared = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
-            shared.load_state_dict(child.state_dict())
+            shared = SharedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            state = child.state_dict()
+            shared.to(next(iter(state.values())).device if state else None).train(child.training)
+            shared.load_state_dict(state)
             setattr(module, name, shared)
         else:
             share_batch_norms(child)

@@ -19,7 +19,7 @@ from bench.plan import Plan, describe
 from bench.progress import clock
 from bench.registry import build, find_method
 from bench.results.ledger import Ledger
-from bench.study import preview
+from bench.study import best_draw, preview
 from bench.training.optimisers import build_optimizer
 from bench.training.pretrain import autocast, steps_per_epoch
 from bench.trial import Trial
@@ -32,7 +32,7 @@ def forecast(plan: Plan) -> RenderableType:
     """The datasets, the trials with what is finished already, and the device time they would take."""
     sweep = plan.sweep
     draws = [plan.search_job(number, values) for number, values in enumerate(preview(plan, DRAWS))]
-    confirm = plan.confirm_jobs(draws[0].swept)
+    confirm = plan.confirm_jobs(best_draw(plan) or draws[0].swept)
     head = f"[bold]{escape(sweep.title)}[/]\nsweep {escape(sweep.name)}, profile {escape(sweep.profile)}: a dry run"
     return Group(head, _datasets(plan), _trials(plan, draws, confirm), _time(plan, draws[0].trial, confirm))
 
@@ -68,9 +68,11 @@ def _trials(plan: Plan, draws: list[Job], confirm: list[Job]) -> Table:
     if sweep.search.trials > len(draws):
         sampler = sweep.search.sampler
         table.add_row(f"... {sweep.search.trials - len(draws)} more", "", "", f"drawn by {sampler} from the results")
+    settled = best_draw(plan) is not None
     for job in confirm:
-        known = "to run" if job.role != "control" else listing.status(job.trial.id) or "to run"
-        table.add_row(escape(label(job)), "" if job.role != "control" else job.trial.id[:8], known, job.trial.method)
+        known = settled or job.role == "control"  # else which configuration is best is still open
+        state = (listing.status(job.trial.id) if known else None) or "to run"
+        table.add_row(escape(label(job)), job.trial.id[:8] if known else "", state, job.trial.method)
     return table
 
 

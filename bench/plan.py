@@ -70,18 +70,13 @@ class Plan:
         asked = self.sweep.model_dump(mode="json", include=keep)
         asked["search"].pop("trials")
         asked["evaluate"]["datasets"] = [dataset.source.fingerprint for dataset in self.evaluate]
-        asked["pretrain"] = self.training().model_dump(mode="json")
-        return digest(asked | {"data": self.pretrain.source.fingerprint})
+        first = self._trial({}, seed=0).model_dump(mode="json", exclude={"seed", "evaluate"})
+        return digest(asked | {"trial": first})
 
     @cached_property
     def sources(self) -> dict[str, Source]:
         """Every dataset's source by its fingerprint."""
         return {dataset.source.fingerprint: dataset.source for dataset in (*self.evaluate, self.pretrain)}
-
-    @cached_property
-    def rungs(self) -> tuple[int, ...]:
-        """The epochs at which a search trial may be stopped."""
-        return self.sweep.search.prune.rungs(self.sweep.pretrain.epochs)
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -120,7 +115,9 @@ class Plan:
 
     def search_job(self, draw: int, values: Mapping[str, Value]) -> Job:
         """The job of draw number `draw`."""
-        return self._job(self.search_trial(values), stage="search", draw=draw, swept=dict(values), rungs=self.rungs)
+        trial = self.search_trial(values)
+        rungs = self.sweep.search.prune.rungs(trial.training.epochs)
+        return self._job(trial, stage="search", draw=draw, swept=dict(values), rungs=rungs)
 
     def _trial(self, values: Mapping[str, Any], *, seed: int) -> Trial:
         config, training = self.sweep.settings(values)

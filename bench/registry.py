@@ -24,12 +24,12 @@ def find_method(name: str) -> type[Method]:
     Raises UnknownName for a name that is no module, BadInput for a module that holds no method.
     """
     path = name if "." in name else f"methods.{name}"
-    if "." not in name and name not in method_names():
+    if ("." not in name and name not in method_names()) or not all(part.isidentifier() for part in path.split(".")):
         raise UnknownName("method", name, method_names())
     try:
         module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise BadInput(f"method {name!r}: {error}") from None
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise BadInput(f"method {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = [
         member
         for member in vars(module).values()

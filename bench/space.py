@@ -1,6 +1,7 @@
 """Search spaces: what a sweep file says of one hyperparameter, as an Optuna distribution."""
 
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import optuna
 from optuna.distributions import (
@@ -41,7 +42,21 @@ class Domain(Record):
             raise ValueError(f"{name}: low {values[0]} is above high {values[1]}")
         if name == "log_uniform" and values[0] <= 0:
             raise ValueError("log_uniform needs low > 0")
+        if name == "choice" and len({float if type(value) is int else type(value) for value in values}) > 1:
+            raise ValueError("choice needs values of one type")
+        self._check_step(name, values)
         return self
+
+    def _check_step(self, name: str, values: tuple[Any, ...]) -> None:
+        if self.step is None:
+            return
+        if name not in ("uniform", "integers"):
+            raise ValueError(f"step goes with uniform or integers, not with {name}")
+        if name == "integers" and self.step != int(self.step):
+            raise ValueError(f"step of integers must be whole (given: {self.step})")
+        steps = (values[1] - values[0]) / self.step
+        if abs(steps - round(steps)) > 1e-9:
+            raise ValueError(f"step {self.step} does not lead from {values[0]} to {values[1]}")
 
     def ends(self) -> tuple[Value, ...]:
         """The values whose validity implies that of all others: the bounds, or each choice."""
@@ -63,6 +78,15 @@ class Domain(Record):
         return ", ".join(
             f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()
         )
+
+
+def random_draws(space: Mapping[str, Domain], count: int) -> Iterator[dict[str, Value]]:
+    """Return `count` joint draws, the same ones each time."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    distributions = {name: domain.distribution() for name, domain in space.items()}
+    for _ in range(count):
+        yield study.ask(distributions).params
 
 
 def sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:

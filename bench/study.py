@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from bench.draw import mix
 from bench.plan import Plan
@@ -35,7 +35,9 @@ def ask(study: optuna.Study, plan: Plan) -> Trial:
     """
     search = plan.sweep.search
     number = len(study.get_trials(deepcopy=False))
-    study.sampler = sampler(search.sampler, mix(search.seed, number) % 2**32, search.startup)
+    # A quasi-random sequence is one sequence: Optuna keeps its place in the study.
+    seed = search.seed if search.sampler == "qmc" else mix(search.seed, number) % 2**32
+    study.sampler = sampler(search.sampler, seed, search.startup)
     return study.ask({name: domain.distribution() for name, domain in plan.sweep.space.items()})
 
 
@@ -48,6 +50,17 @@ def preview(plan: Plan, count: int) -> Iterator[dict[str, Value]]:
             yield trial.params
     for _ in range(min(count, plan.sweep.search.trials) - len(study.trials)):
         yield ask(study, plan).params
+
+
+def best_draw(plan: Plan) -> dict[str, Value] | None:
+    """The best configuration of a search that has ended; None while draws are missing or open."""
+    if not study_path(plan).exists():
+        return None
+    trials = open_study(plan).trials[: plan.sweep.search.trials]
+    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if len(trials) < plan.sweep.search.trials or not ended or any(not trial.state.is_finished() for trial in trials):
+        return None
+    return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number)).params
 
 
 def _study(plan: Plan, storage: BaseStorage | None) -> optuna.Study:

@@ -4,7 +4,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,10 @@ from bench.errors import BadInput, UnknownName, suggestion
 from bench.evaluation.protocols import PROTOCOLS
 from bench.records import Record, deep_merge, digest, field_paths, parse, read_toml, set_path
 from bench.registry import configure, find_method
-from bench.space import Domain, Value
+from bench.space import Domain, Value, random_draws
 from bench.trial import Training
+
+TRIED_DRAWS = 64  # joint draws of the space that must be valid, alone and under each baseline
 
 Settings = dict[str, Any]  # dotted path -> value: "gamma.low", "method.gamma.low" or "pretrain.lr"
 
@@ -71,7 +73,9 @@ class Baseline(Record):
 class Confirm(Record):
     """The best configuration, baselines and controls, re-run on seeds that the search never used."""
 
-    seeds: tuple[int, ...] = Field((0, 1, 2), description="training seeds; empty: no confirmation")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        (0, 1, 2), description="training seeds; empty: no confirmation"
+    )
     baselines: tuple[Baseline, ...] = ()
     controls: tuple[str, ...] = Field(("random_init",), description="methods that every table shows beside it")
 
@@ -110,11 +114,14 @@ class Sweep(Record):
                 f"search.training_seed {self.search.training_seed} is also in confirm.seeds: "
                 "a configuration chosen with a seed is not confirmed by it"
             )
-        if self.pretrain.batch_size % self.resources.workers:
-            raise ValueError(
-                f"pretrain.batch_size {self.pretrain.batch_size} is not a multiple of resources.workers "
-                f"{self.resources.workers}"
-            )
+        for name, values in (
+            ("confirm.seeds", self.confirm.seeds),
+            ("evaluate.datasets", self.evaluate.datasets),
+            ("evaluate.protocols", self.evaluate.protocols),
+            ("space", [split_path(path) for path in self.space]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: something is named twice in {list(values)}")
         names = ["best", *self.confirm.controls, *(baseline.name for baseline in self.confirm.baselines)]
         if len(set(names)) < len(names):
             raise ValueError(f"confirm: a name is used twice among {names}")
@@ -140,7 +147,12 @@ class Sweep(Record):
             else:
                 config = set_path(config, key, value)
         resolved = configure(self.method, config, f"sweep {self.name}, method {self.method}")
-        return resolved.model_dump(mode="json"), parse(Training, training, f"sweep {self.name}, [pretrain]")
+        trained = parse(Training, training, f"sweep {self.name}, [pretrain]")
+        workers = self.resources.workers
+        if trained.batch_size % workers:
+            size = f"pretrain.batch_size {trained.batch_size}"
+            raise BadInput(f"sweep {self.name}: {size} is not a multiple of resources.workers {workers}")
+        return resolved.model_dump(mode="json"), trained
 
 
 def known(names: Sequence[str], registry: Mapping[str, Any], kind: str) -> None:
@@ -183,18 +195,26 @@ def load_sweep(
     """
     path = find_card("sweeps", reference)
     data = read_toml(path)
-    profiles = data.pop("profile", {})
-    default = data.pop("default_profile", next(iter(profiles), ""))
+    profiles = _table(data.pop("profile", {}), f"{path}: profile")
+    default = str(data.pop("default_profile", next(iter(profiles), "")))
     chosen = profile or default
     if chosen and chosen not in profiles:
         raise BadInput(f"{path}: no profile is named {chosen!r}{suggestion(chosen, profiles)}")
-    data = deep_merge(data, profiles.get(chosen, {}))
+    data = deep_merge(data, _table(profiles.get(chosen, {}), f"{path}: profile.{chosen}"))
+    for name in ("set", "space", "pretrain"):
+        _table(data.get(name, {}), f"{path}: {name}")
     data = deep_merge(data, over or {})
     data |= {"name": path.stem, "profile": chosen or "default"}
     data = _apply_settings(data, settings)
     sweep = parse(Sweep, data, str(path))
     _check_fields(sweep, path)
     return sweep
+
+
+def _table(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadInput(f"{place} must be a table (given: {value!r})")
+    return value
 
 
 def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -230,6 +250,12 @@ def _check_fields(sweep: Sweep, path: Path) -> None:
     for key, domain in sweep.space.items():
         for value in domain.ends():
             _check_end(sweep, path, key, value)
+    for draw in random_draws(sweep.space, TRIED_DRAWS):
+        for name, changes in (("best", {}), *((baseline.name, baseline.set) for baseline in sweep.confirm.baselines)):
+            try:
+                sweep.settings(draw, changes)
+            except BadInput as error:
+                raise BadInput(f"{path}: [space] can draw {draw} ({name}), which is refused: {error}") from None
     for control in sweep.confirm.controls:
         find_method(control)
 

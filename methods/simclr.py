@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,13 +61,12 @@ class Gamma(Record):
     high: float = Field(2.5, ge=1, le=5, description="largest exponent (darker)")
     views: Literal["one", "both"] = Field("one", description="the second view only, or both with own exponents")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _off_is_one_thing(cls, values: Any) -> Any:
+    def _off_is_one_thing(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # What is off has no range: all ways to write "no gamma" are one trial.
-        if isinstance(values, Mapping) and values.get("enabled") is False:
-            return {name: value for name, value in values.items() if name not in ("low", "high", "views")}
-        return values
+        gamma = handler(values)
+        return gamma if gamma.enabled else handler({"enabled": False})
 
 
 class SimCLRConfig(Record):
@@ -121,7 +120,8 @@ class SimCLR(Method):
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """NT-Xent of this worker's pairs against the views of all workers."""
         first, second = self.head(self.encoder(torch.cat(views))).float().chunk(2)
-        return {"loss": nt_xent(first, second, self.config.temperature)}
+        with torch.autocast(first.device.type, enabled=False):  # similarities / temperature need full precision
+            return {"loss": nt_xent(first, second, self.config.temperature)}
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -184,6 +184,24 @@ def test_failed_trials_are_rows_and_run_again_only_when_asked(plan, tmp_path):
     assert Agenda(remake(tmp_path)).is_done()
 
 
+def test_a_damaged_ledger_file_is_measured_again(plan, tmp_path):
+    first = run(Agenda(plan), temperature)
+    path = next(plan.out.glob(f"ledger/{first[2].trial.id}.*"))
+    path.write_bytes(path.read_bytes()[:200])
+    again = run(Agenda(remake(tmp_path)), temperature)
+    assert [job.trial.id for job in again] == [first[2].trial.id]
+    assert Ledger(plan.out).read().problems == []
+
+
+def test_force_in_one_sweep_leaves_the_others_rows(plan, tmp_path):
+    run(Agenda(plan), temperature)
+    assert Agenda(remake(tmp_path, name="other")).is_done()
+    before = len(Ledger(plan.out).read("mine").frame)
+    agenda = Agenda(remake(tmp_path, name="other"), force=True)
+    agenda.take("0")  # and the process dies
+    assert len(Ledger(plan.out).read("mine").frame) == before
+
+
 def test_force_runs_everything_once_more(plan, tmp_path):
     first = run(Agenda(plan), temperature)
     again = run(Agenda(remake(tmp_path), force=True), temperature)

@@ -154,6 +154,9 @@ def test_shared_batch_norm_is_batch_norm_in_one_process():
 def test_names_of_methods():
     with pytest.raises(UnknownName, match="did you mean 'simclr'"):
         find_method("simclar")
+    for odd in (".", "..simclr", "a b.c"):
+        with pytest.raises(UnknownName):
+            find_method(odd)
     with pytest.raises(BadInput, match="no_such_package"):
         find_method("no_such_package.method")
     with pytest.raises(BadInput, match="must define one Method"):

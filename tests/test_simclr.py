@@ -62,8 +62,9 @@ def test_gamma_changes_one_view_or_both(which):
 
 def test_no_gamma_is_one_configuration():
     off = configure("simclr", {"gamma": {"enabled": False}}, "test")
-    swept = configure("simclr", {"gamma": {"enabled": False, "low": 0.3, "high": 1.7, "views": "both"}}, "test")
-    assert off == swept
+    for no in (False, 0, "False", "no"):
+        swept = configure("simclr", {"gamma": {"enabled": no, "low": 0.3, "high": 1.7, "views": "both"}}, "test")
+        assert off == swept
     with pytest.raises(BadInput, match=r"gamma\.low"):
         configure("simclr", {"gamma": {"low": 1.5}}, "test")
     with pytest.raises(BadInput, match="did you mean 'gamma'"):

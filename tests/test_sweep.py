@@ -90,6 +90,18 @@ def test_drawn_values_and_baselines_reach_method_and_training(sweep_file):
         ("[confirm]", "[confirm]\nseeds = [0, 1000]", r"training_seed 1000 is also in confirm.seeds"),
         ("[confirm]", "[resources]\nworkers = 3\n[confirm]", r"not a multiple of resources.workers 3"),
         ('name = "plain"', 'name = "best"', r"a name is used twice"),
+        ("[confirm]", "[confirm]\nseeds = [-1]", r"confirm.seeds.0: .*greater than or equal to 0"),
+        ("[confirm]", "[confirm]\nseeds = [1, 1]", r"confirm.seeds: something is named twice"),
+        (
+            '"gamma.low"',
+            '"method.temperature" = { uniform = [0.1, 1] }\n"temperature"',
+            r"space: something is named twice",
+        ),
+        ('"gamma.low"', '"crop.low" = { uniform = [0.1, 1] }\n"crop.high"', r"can draw .* which is refused: .*crop"),
+        ('"gamma.low"', '"pretrain.epochs" = { uniform = [1, 4] }\n"gamma.low"', r"can draw .*valid integer"),
+        ("uniform = [0.3, 1.0]", "uniform = [0.3, 1.0], step = 0.3", r"step 0.3 does not lead from 0.3 to 1.0"),
+        ("[space]", "[space]\nhidden = { choice = [64, true] }", r"choice needs values of one type"),
+        ("[profile.a.search]\ntrials = 3", "[profile]\na = 3", r"profile.a must be a table"),
         ('"gamma.enabled" = false', '"gamma.enable" = false', r"did you mean 'method.gamma.enabled'"),
     ],
 )

@@ -26,7 +26,7 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
 def test_lars_follows_the_papers_formula():
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     bias = nn.Parameter(torch.tensor([1.0]))
-    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0, "adapt": False}]
     lars = LARS(groups, lr=0.5, momentum=0.9)
     moment, expected = torch.zeros(1, 2), weight.detach().clone()
     for slope in ([[1.0, 0.0]], [[0.0, 2.0]]):
@@ -37,6 +37,9 @@ def test_lars_follows_the_papers_formula():
         expected = expected - 0.5 * moment
         lars.step()
     torch.testing.assert_close(weight.detach(), expected)
+    assert lars.param_groups[0]["adapt"]
+    bare = build_optimizer(Training(optimizer="lars", weight_decay=0.0), [weight, bias])
+    assert [group["adapt"] for group in bare.param_groups] == [True, False]
     assert bias.item() == pytest.approx(1.0 - 0.5 * 2.0 - 0.5 * (0.9 * 2.0 + 2.0))
 
 

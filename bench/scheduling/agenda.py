@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
+from bench.errors import BadInput
 from bench.execution import membership, trial_facts
 from bench.job import Job, label
 from bench.plan import Plan
@@ -51,6 +53,7 @@ class Agenda:
         plan.record()
         self.ledger = Ledger(plan.out)
         self.tally = Tally()
+        self.interrupted = False
         self._study = open_study(plan, fresh=force)
         self._running: dict[str, Job] = {}
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
@@ -58,13 +61,16 @@ class Agenda:
         self._later: list[Job] = []
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
-        self._leftover = deque(plan.search_job(trial.number, trial.params) for trial in self._draws())
+        kept = [trial for trial in self._draws() if trial.state != TrialState.FAIL]
+        self._leftover = deque(plan.search_job(trial.number, trial.params) for trial in kept)
 
     def is_done(self) -> bool:
         """Take in everything that is known already, and say whether nothing runs and nothing is left to run."""
+        if self._running:
+            return False
         if self._ahead is None:
             self._ahead = self._next()
-        return self._ahead is None and not self._running
+        return self._ahead is None
 
     def take(self, key: str) -> Job | None:
         """Hand out the next job, to be known as `key`; None while there is none (see `is_done`)."""
@@ -100,6 +106,8 @@ class Agenda:
             emit("finished", key, {"job": job, "objective": float(result["objective"])})
         elif pruned:
             self._pruned(key, job, rungs)
+        else:
+            self.interrupted = True
 
     # What comes next -----------------------------------------------------------------------------------
 
@@ -136,8 +144,12 @@ class Agenda:
         return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
     def _draw(self) -> Job:
-        trial = ask(self._study, self.plan)
-        return self.plan.search_job(trial.number, trial.params)
+        while True:
+            trial = ask(self._study, self.plan)
+            try:
+                return self.plan.search_job(trial.number, trial.params)
+            except BadInput:  # a corner of the space that the fields do not allow together
+                self._study.tell(trial, state=TrialState.FAIL)
 
     def _draws(self) -> list[FrozenTrial]:
         return list(self._study.trials[: self.plan.sweep.search.trials])
@@ -146,21 +158,27 @@ class Agenda:
         """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
         trial_id = job.trial.id
         if self.force and trial_id not in self._started:
-            self.ledger.remove(trial_id)
+            self.ledger.remove(trial_id, sweep=job.sweep)
             shutil.rmtree(job.folder, ignore_errors=True)
             return False
         status = self.ledger.status(trial_id, job.sweep, job.sweep_id)
         if status == "failed" and self.retry_failed and trial_id not in self._started:
-            self.ledger.remove(trial_id)
+            self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
+            (job.folder / "error.txt").unlink(missing_ok=True)
             return False
         if status is None:
             return False
-        self._reuse(job, status)
+        try:
+            self._reuse(job, status)
+        except (pa.ArrowException, OSError):  # a damaged ledger file: what it said is measured again
+            self.ledger.remove(trial_id)
+            return False
         return True
 
     def _reuse(self, job: Job, status: str) -> None:
         if status == "finished":
-            self.ledger.adopt(job.trial.id, membership(job))
+            if self.ledger.adopt(job.trial.id, membership(job)) is None:
+                raise OSError("its ledger file cannot be read")
             self._tell(job, value=float(self._recorded(job, "objective")))
         elif status == "pruned":
             self._tell(job, state=TrialState.PRUNED)

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.errors import BadInput
@@ -69,9 +68,9 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         else:
             _must_answer(str(address))
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones too
         where = "a local Ray could not be started" if local else f"no Ray answers at {address!r}"
-        raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{where}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     try:
         total = ray.cluster_resources()
         yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
@@ -87,11 +86,9 @@ def _must_answer(address: str) -> None:
 
 
 def _prepare_environment() -> None:
-    """Set what Ray reads from the environment; workers inherit it, and find this project and the user's methods."""
+    """Set what Ray reads from the environment; workers inherit it."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    places = [str(Path(__file__).parents[2]), str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, places)))
 
 
 def _silence() -> None:

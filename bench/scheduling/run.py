@@ -50,7 +50,7 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
     from bench.scheduling.searcher import AgendaSearcher, Pruner
 
     plan, searcher = agenda.plan, AgendaSearcher(agenda)
-    wanted = plan.sweep.resources
+    wanted, prune = plan.sweep.resources, plan.sweep.search.prune
     lone = wanted.workers == 1
     if lone:
         amounts = {"cpu": wanted.cpus_per_worker, "gpu": plan.gpus}
@@ -59,13 +59,18 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any) -> Any:
         subject = trainable.shared_trainable(trainable.DRIVER_SLOT)
     return tune.Tuner(
         subject,
-        param_space={"cpus": wanted.cpus_per_worker, "gpus": plan.gpus, "storage": str(storage / "train")},
+        param_space={
+            "cpus": wanted.cpus_per_worker,
+            "gpus": plan.gpus,
+            "storage": str(storage / "train"),
+            "path": str(Path.cwd()),
+        },
         tune_config=tune.TuneConfig(
             num_samples=10**9,  # the agenda says when it is done
             max_concurrent_trials=slots,
             reuse_actors=lone,
             search_alg=searcher,
-            scheduler=Pruner(searcher, plan.sweep.search.prune, plan.sweep.pretrain.epochs) if plan.rungs else None,
+            scheduler=Pruner(searcher, prune) if prune.scheduler == "asha" else None,
         ),
         run_config=tune.RunConfig(
             name="sweep",

@@ -10,6 +10,8 @@ from bench.scheduling.agenda import Agenda
 from bench.scheduling.events import emit
 from bench.sweep import Prune
 
+MOST_EPOCHS = 10**6
+
 
 class AgendaSearcher(Searcher):
     """Tune asks it for trials. Its state is the study and the ledger, so Tune's own snapshots of it are empty."""
@@ -58,12 +60,12 @@ class Pruner(ASHAScheduler):
     Tune ends a pruned and an interrupted trial alike; only the decision itself tells them apart.
     """
 
-    def __init__(self, searcher: AgendaSearcher, prune: Prune, epochs: int) -> None:
+    def __init__(self, searcher: AgendaSearcher, prune: Prune) -> None:
         super().__init__(
             time_attr="epoch",
             metric="rung_objective",
             mode="max",
-            max_t=epochs + 1,  # the last epoch is no rung: a trial that got there ends by itself
+            max_t=MOST_EPOCHS,  # trials say where their own rungs are, all before their last epoch
             grace_period=prune.grace,
             reduction_factor=prune.factor,
         )

@@ -8,6 +8,7 @@ guards them.
 """
 
 import os
+import sys
 import threading
 import traceback
 from typing import Any
@@ -25,7 +26,6 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable import wrap_function
 
-from bench.errors import BenchError
 from bench.execution import run_job
 from bench.job import Job
 
@@ -44,10 +44,17 @@ def failed(job: Job, error: Exception) -> dict[str, Any]:
     return {"failed": f"{type(error).__name__}: {first[0]}", "epoch": 0}
 
 
+def _job(config: dict[str, Any]) -> Job:
+    """The job that Tune was given; a method of the user's own is found where the driver found it."""
+    if config["path"] not in sys.path:
+        sys.path.append(config["path"])  # last: a file named like a module of the standard library hides nothing
+    return Job.model_validate_json(config["job"])
+
+
 def lone_trial(config: dict[str, Any]) -> None:
     """Run a one-worker trial in this Tune actor, which the next trial uses again."""
-    job = Job.model_validate_json(config["job"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    job = _job(config)
+    device = torch.device("cuda" if config["gpus"] else "cpu")
     try:
         run_job(job, ray.tune.report, device)
     except Exception as error:  # a trial that fails is a row, not the end of the sweep
@@ -56,16 +63,13 @@ def lone_trial(config: dict[str, Any]) -> None:
 
 def worker(config: dict[str, Any]) -> None:
     """Run one of the workers of a trial; Ray Train has set up the process group."""
-    job = Job.model_validate_json(config["job"])
-    try:
-        run_job(job, ray.train.report, ray.train.torch.get_device())
-    except BenchError as error:  # the same on every worker and in every try: no reason to start them again
-        ray.train.report(failed(job, error))
+    job = _job(config)
+    run_job(job, ray.train.report, ray.train.torch.get_device())
 
 
 def shared_trial(config: dict[str, Any]) -> None:
     """Run a trial of several workers: launch Ray Train and wait."""
-    job = Job.model_validate_json(config["job"])
+    job = _job(config)
     if job.workers == 1:
         # A control inside a sweep of several workers trains nothing: no process group is needed.
         lone_trial(config)

@@ -15,7 +15,7 @@ from bench.trial import Training
 class LARS(Optimizer):
     """SGD with momentum whose rate follows each layer's weight-to-gradient norm (You et al. 2017, algorithm 1).
 
-    Groups with weight_decay 0 (biases, normalisation) are updated by plain momentum SGD, as in SimCLR.
+    Groups with `adapt` false (biases, normalisation) are updated by plain momentum SGD, as in SimCLR.
     """
 
     def __init__(
@@ -26,7 +26,9 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         trust: float = 1e-3,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True}
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -37,7 +39,7 @@ class LARS(Optimizer):
                     self._update(parameter, parameter.grad, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if group["weight_decay"]:
+        if group["adapt"]:
             gradient = gradient + group["weight_decay"] * parameter
             weight, slope = parameter.norm(), gradient.norm()
             usable = (weight > 0) & (slope > 0)
@@ -52,9 +54,10 @@ class LARS(Optimizer):
 
 def build_optimizer(training: Training, parameters: Sequence[Parameter]) -> Optimizer:
     """Build the optimiser that `training` names; biases and normalisation get no weight decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    weights, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": training.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     match training.optimizer:
@@ -65,6 +68,8 @@ def build_optimizer(training: Training, parameters: Sequence[Parameter]) -> Opti
         case "adamw":
             return AdamW(groups, lr=training.lr, fused=True)
         case "lars":
+            for group in groups:
+                group["adapt"] = group["params"] is weights
             return LARS(groups, lr=training.lr, momentum=training.momentum)
 
 

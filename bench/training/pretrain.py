@@ -134,8 +134,8 @@ class _Run:
         return losses
 
     def _update(self, losses: Mapping[str, Tensor], progress: float) -> None:
-        # The rate of a step is taken at its end, so that the first step of a warm-up is not lost.
-        now = progress + 1 / (self.training.epochs * self.steps)
+        # The rate of a step is taken at its middle: neither the first step of a warm-up nor the last one is lost.
+        now = progress + 0.5 / (self.training.epochs * self.steps)
         for index, (name, parameters) in enumerate(self.objectives.items()):
             for parameter in parameters:
                 parameter.grad = None
