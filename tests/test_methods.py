@@ -151,6 +151,28 @@ def test_shared_batch_norm_is_batch_norm_in_one_process():
     assert list(twin.state_dict()) == list(plain.state_dict())
 
 
+def test_shared_batch_norms_stay_where_their_module_is():
+    module = make("simclr").to("meta").eval()
+    share_batch_norms(module)
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert not any(child.training for child in module.modules())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_gpu_trains_as_the_cpu_does(name, tmp_path: Path):
+    gentle = TRAINING.model_copy(update={"optimizer": "sgd", "lr": 0.002})
+    losses = {}
+    for device in ("cpu", "cuda"):
+        method = make(name).to(device)
+        history = pretrain(method, pictures().on(device), gentle, 7, state=tmp_path / f"{device}.safetensors")
+        losses[device] = [epoch.losses for epoch in history.epochs]
+        assert next(method.parameters()).device.type == device
+    for one, other in zip(losses["cpu"], losses["cuda"], strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
+
+
 def test_names_of_methods():
     with pytest.raises(UnknownName, match="did you mean 'simclr'"):
         find_method("simclar")
