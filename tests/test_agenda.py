@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +154,23 @@ def test_pruned_trials_are_rows_and_stay_pruned_for_their_sweep(plan, tmp_path):
     assert job.trial.id not in {other.trial.id for other in jobs}
     fresh = Agenda(remake(tmp_path, name="other"))
     assert job.trial.id in {other.trial.id for other in run(fresh, temperature)}
+
+
+def test_a_resumed_search_prunes_by_what_its_earlier_draws_reached(plan, tmp_path):
+    from bench.scheduling.searcher import AgendaSearcher, Pruner
+
+    agenda = Agenda(plan)
+    for key, value in (("0", 0.9), ("1", 0.8)):
+        agenda.take(key)
+        agenda.end(key, {"epoch": 3}, {3: value}, pruned=True)
+    resumed = Agenda(remake(tmp_path))
+    assert resumed.earlier_rungs() == {0: {3: 0.9}, 1: {3: 0.8}}
+    pruner = Pruner(AgendaSearcher(resumed), resumed.plan.sweep.search.prune)
+    for name, objective, action in (("weak", 0.1, "STOP"), ("strong", 0.95, "CONTINUE")):
+        trial = SimpleNamespace(trial_id=name)
+        pruner.on_trial_add(None, trial)
+        assert pruner.on_trial_result(None, trial, {"epoch": 3, "rung_objective": objective}) == action
+    assert pruner.searcher.pruned == {"weak"}
 
 
 @pytest.mark.parametrize("epoch", [3, 5])

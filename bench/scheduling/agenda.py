@@ -138,6 +138,11 @@ class Agenda:
             self._confirm = deque(self.plan.confirm_jobs(best.params) if best else ())
         return self._confirm.popleft() if self._confirm else None
 
+    def earlier_rungs(self) -> dict[int, dict[int, float]]:
+        """The objective at each rung of the draws that ended, by draw and epoch."""
+        ended = [trial for trial in self._draws() if trial.state.is_finished()]
+        return {trial.number: dict(trial.intermediate_values) for trial in ended}
+
     def best(self) -> FrozenTrial | None:
         """The draw with the highest validation objective, the earliest among equals."""
         ended = [trial for trial in self._draws() if trial.state == TrialState.COMPLETE and trial.value is not None]

@@ -1,6 +1,7 @@
 """The agenda as Tune sees it: a search algorithm that hands out jobs and hears how they end, and its pruner."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -70,6 +71,10 @@ class Pruner(ASHAScheduler):
             reduction_factor=prune.factor,
         )
         self.searcher = searcher
+        # A search that goes on remembers what its earlier draws reached; guarded by a test, since it is Ray's own.
+        for draw, rungs in searcher.agenda.earlier_rungs().items():
+            for epoch, objective in sorted(rungs.items()):
+                self._brackets[0].on_result(SimpleNamespace(trial_id=f"draw {draw}"), epoch, objective)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on."""
