@@ -18,11 +18,14 @@ from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
 from bench.evaluate import evaluate, open_job_pack, quick_objective
 from bench.job import Job
+from bench.method import Method
 from bench.registry import build
 from bench.results.ledger import Ledger
 from bench.results.schema import Membership, TrialFacts, rows_table
 from bench.training import checkpoint
 from bench.training.pretrain import Epoch, History, peak_memory, pretrain
+
+PICTURED = 8  # images that a method's own pictures show
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -54,7 +57,8 @@ class _Trainer:
         encoder = build_encoder(trial.training.backbone, mix(trial.seed, 0) % 2**31)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(trial.seed, 1))
-            method = build(trial.method, trial.config, encoder)
+            classes = len(open_job_pack(job, trial.data, device).classes) if trial.data else 0
+            method = build(trial.method, trial.config, encoder, classes)
         self.method = method.to(device).to(memory_format=torch.channels_last)
 
     @property
@@ -88,7 +92,7 @@ class _Trainer:
     def _on_epoch(self, epoch: Epoch) -> None:
         facts: dict[str, Any] = {
             "epoch": epoch.number,
-            "loss": sum(epoch.losses.values()),
+            "loss": sum(epoch.losses.get(name, 0.0) for name in self.method.objectives()),
             "images_per_second": epoch.images_per_second,
         }
         if epoch.number in self.job.rungs and rank() == 0:
@@ -103,7 +107,22 @@ class _Trainer:
         }
         checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
         path.with_name("trial.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        self._save_pictures(path.parent)
         path.with_name("state.safetensors").unlink(missing_ok=True)
+
+    @torch.no_grad()
+    def _save_pictures(self, folder: Path) -> None:
+        if type(self.method).pictures is Method.pictures:
+            return
+        from torchvision.io import write_png
+
+        pack = open_job_pack(self.job, self.job.trial.data, self.device)
+        rows = pack.rows("val")[:PICTURED]
+        rows = rows if len(rows) else pack.pretraining_rows()[:PICTURED]
+        self.method.eval()
+        images = pack.batch(rows, self.device)
+        for name, picture in self.method.pictures(images, self.job.trial.training.image_size).items():
+            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(folder / f"{name}.png"))
 
 
 def _facts(

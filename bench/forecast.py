@@ -1,7 +1,6 @@
 """What a sweep would do: the plan that `bench run --dry-run` shows. Nothing is started."""
 
 import time
-from collections.abc import Mapping
 
 import torch
 from rich.console import Group, RenderableType
@@ -20,8 +19,7 @@ from bench.progress import clock
 from bench.registry import build, find_method
 from bench.results.ledger import Ledger
 from bench.study import best_draw, preview
-from bench.training.optimisers import build_optimizer
-from bench.training.pretrain import autocast, steps_per_epoch
+from bench.training.pretrain import build_optimizers, steps_per_epoch, train_batch
 from bench.trial import Trial
 
 DRAWS = 8  # how many draws are shown
@@ -94,21 +92,18 @@ def _time(plan: Plan, trial: Trial, confirm: list[Job]) -> str:
 def _seconds_per_step(trial: Trial, device: torch.device) -> float:
     """Seconds of one training step on random images, the fastest of a few."""
     training = trial.training
-    method = build(trial.method, trial.config, build_encoder(training.backbone, 0)).to(device)
-    optimizers = {name: build_optimizer(training, own) for name, own in method.objectives().items()}
+    method = build(trial.method, trial.config, build_encoder(training.backbone, 0), classes=2).to(device)
+    optimizers = build_optimizers(method, training)
     side = pack_size(training.image_size)
     pixels = torch.randint(0, 256, (training.batch_size, 3, side, side), dtype=torch.uint8, device=device)
-    images = ImageBatch(pixels, torch.ones(len(pixels), device=device))
+    images = ImageBatch(
+        pixels, torch.ones(len(pixels), device=device), torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    )
     seconds = []
     for step in range(TIMED_STEPS):
         start = time.perf_counter()
-        with torch.no_grad():
-            views = method.views(images, Draw(step, len(images), device=device), training.image_size)
-        with autocast(training.precision, device):
-            losses: Mapping[str, torch.Tensor] = method.losses(views, 0.0)
-        for name, optimizer in optimizers.items():
-            losses[name].backward(inputs=method.objectives()[name], retain_graph=True)
-            optimizer.step()
-        float(sum(loss.detach() for loss in losses.values()))
+        draw = Draw(step, len(images), device=device)
+        for losses in train_batch(method, optimizers, training, images, draw, 0.0, 0.0):
+            float(sum(loss.detach() for loss in losses.values()))
         seconds.append(time.perf_counter() - start)
     return min(seconds)

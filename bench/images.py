@@ -12,11 +12,13 @@ class ImageBatch:
 
     `pixels`: uint8 `[B,3,H,W]`, RGB. Every image of a pack is stretched to the pack's one canvas, so that a
     batch is dense; `aspect`: float32 `[B]`, width / height of each image before that. Crops are drawn in the
-    true proportions and the resampling of the crop undoes the stretch.
+    true proportions and the resampling of the crop undoes the stretch. `labels`: int64 `[B]`, for methods that learn
+    from labels only.
     """
 
     pixels: Tensor
     aspect: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

@@ -1,14 +1,15 @@
 """The contract of a pretext task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from bench.draw import Draw
-from bench.encoders import Encoder
+from bench.encoders import OWN, Encoder
+from bench.errors import BadInput
 from bench.images import ImageBatch
 from bench.records import Record
 
@@ -28,6 +29,7 @@ class Method(nn.Module, ABC):
     summary: ClassVar[str]
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = True  # False: the encoder is used as it is built
+    backbone: ClassVar[str] = ""  # the one encoder that it can be built on, if there is only one
 
     encoder: Encoder
 
@@ -53,9 +55,44 @@ class Method(nn.Module, ABC):
         `bench.distributed.gather`.
         """
 
+    def steps(self, views: Views) -> Iterable[Views]:
+        """The views of each optimiser step that one batch gives, in order; by default one step with all of them."""
+        return (views,)
+
     def objectives(self) -> dict[str, list[Parameter]]:
-        """Name each loss and the parameters that it updates; a GAN has two."""
+        """Name each loss and the parameters that it updates; a GAN has two, whose parameters must not overlap.
+
+        An objective that a step's losses lack is not updated in that step.
+        """
         return {"loss": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     def after_step(self, progress: float) -> None:
         """Update what no gradient updates (a momentum encoder, a queue), after each optimiser step."""
+
+    def validation(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
+        """Figures of the pretext task on images that are not trained on, logged after each epoch; by default none.
+
+        Called in evaluation mode, without gradients, on one worker.
+        """
+        return {}
+
+    def pictures(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
+        """Pictures `[3,H,W]` in 0..1 by name, to be kept beside the encoder; called as `validation` is."""
+        return {}
+
+    @classmethod
+    def check(cls, config: Any, backbone: str) -> None:
+        """Raise BadInput where `config` and the encoder named `backbone` do not go together."""
+        if backbone == OWN != cls.backbone:
+            raise BadInput(f"pretrain.backbone {OWN!r} is for methods that bring their own encoder")
+
+
+class SupervisedMethod(Method):
+    """A method that learns from the labels of the training split: `views` is given `images.labels`.
+
+    An epoch of it has as many steps as one of a pretext task on the same dataset, so that the budget is the same.
+    """
+
+    def __init__(self, config: Any, encoder: Encoder, classes: int) -> None:
+        super().__init__(config, encoder)
+        self.classes = classes

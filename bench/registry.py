@@ -9,7 +9,7 @@ from typing import Any
 import methods
 from bench.encoders import Encoder
 from bench.errors import BadInput, UnknownName
-from bench.method import Method
+from bench.method import Method, SupervisedMethod
 from bench.records import Record, parse
 
 
@@ -45,6 +45,7 @@ def configure(name: str, values: Mapping[str, Any], source: str) -> Record:
     return parse(find_method(name).Config, values, source)
 
 
-def build(name: str, values: Mapping[str, Any], encoder: Encoder) -> Method:
-    """Build the method `name` on `encoder`."""
-    return find_method(name)(configure(name, values, f"method {name}"), encoder)
+def build(name: str, values: Mapping[str, Any], encoder: Encoder, classes: int = 0) -> Method:
+    """Build the method `name` on `encoder`; `classes`: those of the pretraining data, where it learns from labels."""
+    kind, config = find_method(name), configure(name, values, f"method {name}")
+    return kind(config, encoder, classes) if issubclass(kind, SupervisedMethod) else kind(config, encoder)

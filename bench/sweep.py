@@ -152,6 +152,13 @@ class Sweep(Record):
         if trained.batch_size % workers:
             size = f"pretrain.batch_size {trained.batch_size}"
             raise BadInput(f"sweep {self.name}: {size} is not a multiple of resources.workers {workers}")
+        kind = find_method(self.method)
+        if kind.backbone:
+            trained = trained.model_copy(update={"backbone": kind.backbone})
+        try:
+            kind.check(resolved, trained.backbone)
+        except BadInput as error:
+            raise BadInput(f"sweep {self.name}, method {self.method}: {error}") from None
         return resolved.model_dump(mode="json"), trained
 
 

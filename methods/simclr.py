@@ -13,44 +13,18 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench import colour
+from bench.augmentation import Augmentation, augment
 from bench.distributed import gather, rank
 from bench.draw import Draw
 from bench.encoders import Encoder
+from bench.heads import mlp
 from bench.images import ImageBatch
 from bench.method import Method, Views
 from bench.records import Record
-from bench.views import crop, random_resized_crop
-
-
-class Crop(Record):
-    """Random resized crop, in the true proportions of the whole image."""
-
-    low: float = Field(0.08, gt=0, le=1, description="smallest share of the image's area")
-    high: float = Field(1.0, gt=0, le=1, description="largest share of the image's area")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
-        return self
-
-
-class Jitter(Record):
-    """Colour jitter: brightness, contrast, saturation 0.8 x strength and hue 0.2 x strength, in random order."""
-
-    strength: float = Field(0.5, ge=0, le=1.25, description="1.0 is SimCLR's ImageNet setting, 0.5 its CIFAR one")
-    probability: float = Field(0.8, ge=0, le=1, description="share of samples that are jittered")
-
-
-class Blur(Record):
-    """Gaussian blur with a kernel of 10 % of the side and sigma 0.1 to 2.0 pixels."""
-
-    probability: float = Field(0.0, ge=0, le=1, description="0.5 in SimCLR at 224 px; none in the 2021 study")
 
 
 class Gamma(Record):
@@ -69,16 +43,12 @@ class Gamma(Record):
         return gamma if gamma.enabled else handler({"enabled": False})
 
 
-class SimCLRConfig(Record):
+class SimCLRConfig(Augmentation):
     """SimCLR's hyperparameters."""
 
     temperature: float = Field(0.2, gt=0, le=2, description="of the softmax over similarities")
     projection: int = Field(128, ge=8, le=8192, description="outputs of the projection head")
     hidden: int = Field(0, ge=0, le=8192, description="its hidden units; 0: as many as the encoder has features")
-    crop: Crop = Crop()
-    jitter: Jitter = Jitter()
-    grayscale: float = Field(0.2, ge=0, le=1, description="probability of a gray view")
-    blur: Blur = Blur()
     gamma: Gamma = Gamma()
 
 
@@ -91,14 +61,7 @@ class SimCLR(Method):
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        hidden = config.hidden or encoder.dim
-        self.head = nn.Sequential(
-            nn.Linear(encoder.dim, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, config.projection, bias=False),
-            nn.BatchNorm1d(config.projection),
-        )
+        self.head = mlp(encoder.dim, config.hidden or encoder.dim, config.projection, norm_last=True)
 
     def views(self, images: ImageBatch, draw: Draw, size: int) -> Views:
         """Two views `[B,3,size,size]` in 0..1; by default only the second one passes through gamma."""
@@ -107,12 +70,7 @@ class SimCLR(Method):
 
     def _view(self, images: ImageBatch, draw: Draw, size: int, *, gamma: bool) -> Tensor:
         config = self.config
-        boxes = random_resized_crop(images.aspect, draw, (config.crop.low, config.crop.high))
-        view = crop(images, boxes, size, flip=draw.chance(config.crop.flip))
-        full, hue = 0.8 * config.jitter.strength, 0.2 * config.jitter.strength
-        view = colour.colour_jitter(view, draw, full, full, full, hue, config.jitter.probability)
-        view = colour.grayscale(view, draw, config.grayscale)
-        view = colour.blur(view, draw, config.blur.probability)
+        view = augment(images, draw, size, config)
         if gamma and config.gamma.enabled:
             view = colour.gamma(view, draw, config.gamma.low, config.gamma.high)
         return view

@@ -80,14 +80,15 @@ class Pack:
         """The same pack with its images and aspects held on `device`, so that no batch is copied there."""
         return replace(self, images=self.images.to(device), aspect=self.aspect.to(device))
 
-    def batch(self, rows: Tensor, device: torch.device | str = "cpu") -> ImageBatch:
-        """The images of `rows` on `device`; the copy to a GPU does not wait."""
+    def batch(self, rows: Tensor, device: torch.device | str = "cpu", *, labelled: bool = False) -> ImageBatch:
+        """The images of `rows` on `device`, with their labels if `labelled`; the copy to a GPU does not wait."""
         there = rows.to(self.images.device, non_blocking=True)
         pixels, aspect = self.images.index_select(0, there), self.aspect.index_select(0, there)
         target = torch.device(device)
         if target.type == "cuda" and pixels.device.type == "cpu":
             pixels, aspect = pixels.pin_memory(), aspect.pin_memory()
-        return ImageBatch(pixels.to(target, non_blocking=True), aspect.to(target, non_blocking=True))
+        labels = self.labels[rows].to(target, non_blocking=True) if labelled else None
+        return ImageBatch(pixels.to(target, non_blocking=True), aspect.to(target, non_blocking=True), labels)
 
 
 def pack_size(image_size: int) -> int:

@@ -8,35 +8,41 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from bench.data.pack import Pack
 from bench.distributed import average, average_gradients, rank, share_batch_norms, world_size
 from bench.draw import Draw, mix
 from bench.errors import BadInput, TrialFailed
-from bench.method import Method
+from bench.images import ImageBatch
+from bench.method import Method, SupervisedMethod
 from bench.training import checkpoint
 from bench.training.optimisers import build_optimizer, rate, set_rate
 from bench.trial import Training
 
 ORDER, VIEWS = 1, 2  # separate streams of random numbers
+VALIDATED = 256  # validation images at most that a method's own figures are taken on
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: the mean of each loss, and images per second of training over all workers."""
+    """What one epoch gave: the mean of each loss, images per second of training over all workers, and the method's
+    own figures on validation images.
+    """
 
     number: int  # 1..epochs
     epochs: int
     losses: dict[str, float]
     seconds: float
     images_per_second: float
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,56 +100,61 @@ class _Run:
     def __init__(self, method: Method, pack: Pack, training: Training, seed: int) -> None:
         self.method, self.pack, self.training, self.seed = method, pack, training, seed
         self.device = next(method.parameters()).device
-        self.rows = pack.pretraining_rows()
-        self.steps = steps_per_epoch(len(self.rows), training.batch_size)
+        self.labelled = isinstance(method, SupervisedMethod)
+        self.rows = pack.rows("train") if self.labelled else pack.pretraining_rows()
+        self.images = len(pack.pretraining_rows())
+        self.steps = steps_per_epoch(self.images, training.batch_size)
         self.share = training.batch_size // world_size()
-        self.objectives = method.objectives()
-        self.optimizers = {name: build_optimizer(training, own) for name, own in self.objectives.items()}
+        self.optimizers = build_optimizers(method, training)
 
     def epoch(self, number: int) -> Epoch:
         """Train one epoch and return its means."""
         self.method.train()
         torch.manual_seed(mix(self.seed, number, rank()))
-        order = self.rows[torch.randperm(len(self.rows), generator=_generator(self.seed, number, ORDER))]
+        order = self._order(number)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         start = time.perf_counter()
         for step in range(self.steps):
-            for name, value in self._step(order, number, step).items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-        losses = {name: float(average(total)) / self.steps for name, total in sums.items()}
+            for losses in self._batch(order, number, step):
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+                    counts[name] = counts.get(name, 0) + 1
+        means = {name: float(average(total)) / counts[name] for name, total in sums.items()}
         seconds = time.perf_counter() - start
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
             raise TrialFailed(f"the loss {bad[0]!r} is not finite in epoch {number}: try a lower learning rate")
         images = self.steps * self.training.batch_size
-        return Epoch(number, self.training.epochs, losses, seconds, images / seconds)
+        return Epoch(number, self.training.epochs, means, seconds, images / seconds, self._validation())
 
-    def _step(self, order: Tensor, number: int, step: int) -> Mapping[str, Tensor]:
+    def _order(self, number: int) -> Tensor:
+        """The rows of an epoch; labelled ones come round again until the epoch is as long as an unlabelled one."""
+        generator = _generator(self.seed, number, ORDER)
+        rounds = -(-self.images // len(self.rows)) if self.labelled else 1
+        return torch.cat([self.rows[torch.randperm(len(self.rows), generator=generator)] for _ in range(rounds)])
+
+    def _batch(self, order: Tensor, number: int, step: int) -> Iterator[Mapping[str, Tensor]]:
         batch = self.training.batch_size
         mine = slice(rank() * self.share, (rank() + 1) * self.share)
         rows = order[step * batch : (step + 1) * batch][mine]
         draw = Draw(mix(self.seed, number, step, VIEWS), batch, rows=mine, device=self.device)
-        with torch.no_grad():
-            views = self.method.views(self.pack.batch(rows, self.device), draw, self.training.image_size)
-        views = tuple(_channels_last(view) for view in views)
+        images = self.pack.batch(rows, self.device, labelled=self.labelled)
         progress = ((number - 1) * self.steps + step) / (self.training.epochs * self.steps)
-        with autocast(self.training.precision, self.device):
-            losses = self.method.losses(views, progress)
-        self._update(losses, progress)
-        self.method.after_step(progress)
-        return losses
-
-    def _update(self, losses: Mapping[str, Tensor], progress: float) -> None:
         # The rate of a step is taken at its middle: neither the first step of a warm-up nor the last one is lost.
-        now = progress + 0.5 / (self.training.epochs * self.steps)
-        for index, (name, parameters) in enumerate(self.objectives.items()):
-            for parameter in parameters:
-                parameter.grad = None
-            losses[name].backward(inputs=parameters, retain_graph=index + 1 < len(self.objectives))
-            average_gradients(parameters)
-        for optimizer in self.optimizers.values():
-            set_rate(optimizer, rate(self.training, now))
-            optimizer.step()
+        now = rate(self.training, progress + 0.5 / (self.training.epochs * self.steps))
+        return train_batch(self.method, self.optimizers, self.training, images, draw, progress, now)
+
+    @torch.no_grad()
+    def _validation(self) -> dict[str, float]:
+        if type(self.method).validation is Method.validation or rank() > 0:
+            return {}
+        rows = self.pack.rows("val")[:VALIDATED]
+        if not len(rows):
+            return {}
+        self.method.eval()
+        found = self.method.validation(self.pack.batch(rows, self.device), self.training.image_size)
+        return {name: float(value) for name, value in found.items()}
 
     def save(self, path: Path, history: History) -> None:
         """Write everything that the next epoch depends on."""
@@ -162,6 +173,44 @@ class _Run:
         checkpoint.restore_module(self.method, tensors)
         checkpoint.restore_optimizers(self.optimizers, tensors)
         return History([Epoch(**epoch) for epoch in facts["epochs"]], facts["peak_memory_bytes"])
+
+
+def train_batch(
+    method: Method,
+    optimizers: Mapping[str, Optimizer],
+    training: Training,
+    images: ImageBatch,
+    draw: Draw,
+    progress: float,
+    learning_rate: float,
+) -> Iterator[Mapping[str, Tensor]]:
+    """Take the optimiser steps that one batch gives; yields the losses of each."""
+    with torch.no_grad():
+        views = method.views(images, draw, training.image_size)
+    for part in method.steps(tuple(_channels_last(view) for view in views)):
+        with autocast(training.precision, images.device):
+            losses = method.losses(part, progress)
+        _update(optimizers, losses, learning_rate)
+        method.after_step(progress)
+        yield losses
+
+
+def _update(optimizers: Mapping[str, Optimizer], losses: Mapping[str, Tensor], learning_rate: float) -> None:
+    """Step every objective that has a loss, with gradients that were all taken before the first step."""
+    active = {name: optimizer for name, optimizer in optimizers.items() if name in losses}
+    for index, (name, optimizer) in enumerate(active.items()):
+        optimizer.zero_grad(set_to_none=True)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        losses[name].backward(inputs=parameters, retain_graph=index + 1 < len(active))
+        average_gradients(parameters)
+    for optimizer in active.values():
+        set_rate(optimizer, learning_rate)
+        optimizer.step()
+
+
+def build_optimizers(method: Method, training: Training) -> dict[str, Optimizer]:
+    """An optimiser for each of the method's objectives."""
+    return {name: build_optimizer(training, parameters) for name, parameters in method.objectives().items()}
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
