@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(*widths: int, norm_last: bool = False, bias_last: bool = True) -> nn.Sequential:
+def mlp(*widths: int, norm_last: bool = False, bias_last: bool = True, affine_last: bool = True) -> nn.Sequential:
     """A projection head `[B,widths[0]] -> [B,widths[-1]]`: linear, batch norm and ReLU, ending in a linear layer.
 
-    `norm_last`: the last layer is followed by a batch norm too; `bias_last`: it has a bias of its own.
+    `norm_last`: the last layer is followed by a batch norm too; `bias_last`: it has a bias of its own;
+    `affine_last`: the last batch norm scales and shifts.
     """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=bias_last and not norm_last))
-    return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1])] if norm_last else []))
+    return nn.Sequential(*layers, *([nn.BatchNorm1d(widths[-1], affine=affine_last)] if norm_last else []))
 
 
 def twin(module: nn.Module) -> nn.Module:
