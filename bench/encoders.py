@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from bench.errors import UnknownName
+from bench.errors import BadInput, UnknownName
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -84,7 +84,14 @@ class VisionTransformer(Encoder):
         self.patch, self.width, self.heads = patch, width, heads
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the patches' tokens `[B,N,width]` with their positions, row by row."""
+        """Return the patches' tokens `[B,N,width]` with their positions, row by row.
+
+        Raises BadInput for images whose sides are not whole patches.
+        """
+        height, width = images.shape[2:]
+        if height % self.patch or width % self.patch:
+            near = max(1, round(height / self.patch)) * self.patch
+            raise BadInput(f"images of {height} x {width} px are not whole patches of {self.patch} px; try {near}")
         grid: Tensor = self.trunk.patches((images - self.mean) / self.std)  # type: ignore[operator]
         positions = sine_positions(grid.shape[2], grid.shape[3], self.width, grid.device)
         return grid.flatten(2).mT + positions
