@@ -71,14 +71,25 @@ class DINO(Method):
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """The cross entropy of this worker's rows; `spread` of the student's global features is logged."""
         features = encode(self.encoder, views)
-        student = self.head(features, frozen=progress < self.config.freeze)
+        student = self.head(features)
         with torch.no_grad():
             teacher = self.teacher_head(encode(self.teacher, views[:GLOBAL]))  # type: ignore[arg-type]
         temperatures = self.config.temperature, teacher_temperature(self.config.teacher, progress)
         loss = distillation(student.chunk(len(views)), teacher.chunk(GLOBAL), self.centre, *temperatures)
         if self.training:  # the centre that a step uses is that of the steps before it
             self.centre.lerp_(average(teacher.mean(0)), 1 - self.config.teacher.centre)
-        return {"loss": loss, "spread": spread(gather(features[: len(views[0])].detach()))}
+        losses = {"loss": loss, "spread": spread(gather(features[: len(views[0])].detach()))}
+        if progress >= self.config.freeze:
+            losses["last"] = loss - loss.detach()  # the loss's gradient; worth 0, as the loss counts once
+        return losses
+
+    def objectives(self) -> dict[str, list[nn.Parameter]]:
+        """The last layer has an objective of its own, absent from the losses while it is frozen.
+
+        A zero gradient would not do: momentum and weight decay move what has one.
+        """
+        last = self.head.last.weight
+        return {"last": [last], "loss": [each for each in super().objectives()["loss"] if each is not last]}
 
     def after_step(self, progress: float) -> None:
         """Move the teacher towards the student (section 3.1)."""
@@ -102,13 +113,11 @@ class Head(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor, *, frozen: bool = False) -> Tensor:
-        """Return float32 `[B,outputs]` in -1..1 of `[B,features]`; `frozen`: the last layer gets no gradient."""
+    def forward(self, features: Tensor) -> Tensor:
+        """Return float32 `[B,outputs]` in -1..1 of `[B,features]`."""
         hidden = self.body(features)
-        # A detached parameter has no gradient at all, so that neither momentum nor weight decay moves it.
-        weight = self.last.weight.detach() if frozen else self.last.weight
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(F.normalize(hidden.float(), dim=1), F.normalize(weight, dim=1))
+            return F.linear(F.normalize(hidden.float(), dim=1), F.normalize(self.last.weight, dim=1))
 
 
 def teacher_temperature(teacher: Teacher, progress: float) -> float:

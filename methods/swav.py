@@ -57,13 +57,22 @@ class SwAV(Method):
         """The swapped prediction of this worker's rows; `spread` of the global views' embeddings is logged."""
         config = self.config
         embeddings = self.head(encode(self.encoder, views))
-        # A detached parameter has no gradient at all, so that neither momentum nor weight decay moves it.
-        prototypes = self.prototypes.detach() if self._frozen(progress) else self.prototypes
         with torch.autocast(embeddings.device.type, enabled=False):  # similarities / temperature need full precision
             unit = F.normalize(embeddings.float(), dim=1)
-            scores = (unit @ prototypes.T).chunk(len(views))
+            scores = (unit @ self.prototypes.T).chunk(len(views))
             loss = swapped_prediction(scores, config.temperature, config.epsilon, config.iterations)
-        return {"loss": loss, "spread": spread(gather(unit[: len(views[0])].detach()))}
+        losses = {"loss": loss, "spread": spread(gather(unit[: len(views[0])].detach()))}
+        if not self._frozen(progress):
+            losses["prototypes"] = loss - loss.detach()  # the loss's gradient; worth 0, as the loss counts once
+        return losses
+
+    def objectives(self) -> dict[str, list[nn.Parameter]]:
+        """The prototypes have an objective of their own, absent from the losses while they are frozen.
+
+        A zero gradient would not do: momentum and weight decay move what has one.
+        """
+        rest = [parameter for parameter in super().objectives()["loss"] if parameter is not self.prototypes]
+        return {"prototypes": [self.prototypes], "loss": rest}
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
