@@ -88,7 +88,7 @@ class DINO(Method):
 
         A zero gradient would not do: momentum and weight decay move what has one.
         """
-        last = self.head.last.weight
+        (last,) = self.head.last.parameters()
         return {"last": [last], "loss": [each for each in super().objectives()["loss"] if each is not last]}
 
     def after_step(self, progress: float) -> None:
