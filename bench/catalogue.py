@@ -13,10 +13,12 @@ from bench.cards import card_paths
 from bench.data.card import read_card
 from bench.encoders import ENCODERS
 from bench.errors import BenchError, UnknownName
+from bench.evaluation.finetune import Finetune
 from bench.evaluation.protocols import PROTOCOLS
 from bench.records import field_paths, read_toml
 from bench.registry import find_method, method_names
-from bench.sweep import Sweep, load_sweep
+from bench.sweep import Sweep
+from bench.sweepfile import load_sweep
 from bench.trial import Training
 
 
@@ -73,7 +75,8 @@ def _method(name: str) -> RenderableType:
     method = find_method(name)
     head = f"[bold]{escape(name)}[/]: {escape(method.summary)}\n\n{escape((method.__doc__ or '').strip())}\n"
     own = _fields("hyperparameters (set with --set method.NAME=VALUE; each can be swept)", field_paths(method.Config))
-    return Group(head, own, _fields("training (--set pretrain.NAME=VALUE)", field_paths(Training)))
+    training = _fields("training (--set pretrain.NAME=VALUE)", field_paths(Training))
+    return Group(head, own, training, _fields("finetuning (--set finetune.NAME=VALUE)", field_paths(Finetune)))
 
 
 def _fields(title: str, fields: Mapping[str, Any]) -> Table:
@@ -100,9 +103,15 @@ def _bounds(field: Any) -> str:
 
 
 def _sweep(sweep: Sweep) -> RenderableType:
-    rows: dict[str, Any] = {"question": sweep.title, "profile": sweep.profile, "method": sweep.method, "set": sweep.set}
-    rows |= {f"space: {name}": str(domain) for name, domain in sweep.space.items()}
-    for part in ("pretrain", "search", "evaluate", "confirm", "resources"):
+    rows: dict[str, Any] = {"question": sweep.title, "profile": sweep.profile}
+    for name, candidate in sweep.candidates.items():
+        place = f"{name}: " if len(sweep.candidates) > 1 else ""
+        rows |= {f"{place}method": sweep.method(name), f"{place}draws": sweep.draws(name)}
+        rows |= {f"{place}set {path}": value for path, value in candidate.set.items()}
+        rows |= {f"{place}space {path}": str(domain) for path, domain in candidate.space.items()}
+    parts = ["pretrain", "search", "evaluate", "confirm", "resources"]
+    parts += ["finetune"] if "finetune" in sweep.evaluate.protocols else []
+    for part in parts:
         record: BaseModel = getattr(sweep, part)
         rows |= {f"{part}.{name}": value for name, value in record.model_dump().items()}
     return _pairs(sweep.name, rows)

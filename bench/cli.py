@@ -39,9 +39,12 @@ def run(
     sweep: SweepName,
     profile: Annotated[str | None, typer.Option(help="Which profile of the sweep; by default its first.")] = None,
     method: Annotated[str | None, typer.Option(help="Another method: a name, or a module path.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option(help="Only these of the sweep's candidates, separated by commas.")
+    ] = None,
     pretrain_on: Annotated[str | None, typer.Option(help="Dataset to pretrain on: a card, or a folder.")] = None,
     evaluate_on: Annotated[str | None, typer.Option(help="Datasets to evaluate on, separated by commas.")] = None,
-    trials: Annotated[int | None, typer.Option(help="How many configurations are drawn.")] = None,
+    trials: Annotated[int | None, typer.Option(help="How many configurations of each candidate are drawn.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pretraining images.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train one encoder together.")] = None,
     settings: Annotated[
@@ -57,15 +60,17 @@ def run(
     """Run a sweep: search on validation, then confirm the best on several seeds."""
     over = {
         "method": method,
-        "pretrain": {"dataset": pretrain_on, "epochs": epochs},
+        "pretrain": {"dataset": pretrain_on},
         "evaluate": {"datasets": evaluate_on.split(",") if evaluate_on else None},
         "search": {"trials": trials},
         "resources": {"workers": workers},
     }
-    from bench.sweep import load_sweep
+    from bench.sweepfile import load_sweep
 
     sys.path.append(str(Path.cwd()))  # a method of the user's own is found where they are
-    loaded = load_sweep(sweep, profile=profile, over=_given(over), settings=settings or ())
+    settings = [*(settings or ()), *([] if epochs is None else [f"pretrain.epochs={epochs}"])]
+    only = candidates.split(",") if candidates else ()
+    loaded = load_sweep(sweep, profile=profile, only=only, over=_given(over), settings=settings)
     if dry_run:
         from bench.plan import local_hardware
 
@@ -190,11 +195,13 @@ def _headline(plan: "Plan") -> str:
     from rich.markup import escape
 
     sweep = plan.sweep
+    names = ", ".join(sweep.candidates)
     return (
         f"[bold]{escape(sweep.title)}[/]\n"
-        f"sweep {escape(sweep.name)}, profile {escape(sweep.profile)}: {escape(sweep.method)} on "
+        f"sweep {escape(sweep.name)}, profile {escape(sweep.profile)}: {escape(names)} on "
         f"{escape(plan.pretrain.name)}, {escape(sweep.pretrain.backbone)} at {sweep.pretrain.image_size} px, "
-        f"{sweep.pretrain.epochs} epochs, {sweep.search.trials} trials, {'GPU' if plan.gpus else 'CPU'}"
+        f"{sweep.pretrain.epochs} epochs, {sum(map(sweep.draws, sweep.candidates))} trials, "
+        f"{'GPU' if plan.gpus else 'CPU'}"
     )
 
 

@@ -139,6 +139,7 @@ def _facts(
         status="finished",
         objective=objective,
         epochs=len(history.epochs),
+        pretext=history.epochs[-1].figures if history.epochs else {},
         wall_seconds=wall,
         device_seconds=history.seconds * job.workers,
         images_per_second=history.images_per_second or None,

@@ -18,7 +18,7 @@ from bench.plan import Plan, describe
 from bench.progress import clock
 from bench.registry import build, find_method
 from bench.results.ledger import Ledger
-from bench.study import best_draw, preview
+from bench.study import best_draws, preview
 from bench.training.pretrain import build_optimizers, steps_per_epoch, train_batch
 from bench.trial import Trial
 
@@ -29,10 +29,17 @@ TIMED_STEPS = 3
 def forecast(plan: Plan) -> RenderableType:
     """The datasets, the trials with what is finished already, and the device time they would take."""
     sweep = plan.sweep
-    draws = [plan.search_job(number, values) for number, values in enumerate(preview(plan, DRAWS))]
-    confirm = plan.confirm_jobs(best_draw(plan) or draws[0].swept)
+    draws = {name: _draws(plan, name) for name in sweep.candidates}
+    settled = best_draws(plan)
+    confirm = plan.confirm_jobs({name: settled.get(name, jobs[0].swept) for name, jobs in draws.items()})
     head = f"[bold]{escape(sweep.title)}[/]\nsweep {escape(sweep.name)}, profile {escape(sweep.profile)}: a dry run"
-    return Group(head, _datasets(plan), _trials(plan, draws, confirm), _time(plan, draws[0].trial, confirm))
+    return Group(head, _datasets(plan), _trials(plan, draws, confirm, set(settled)), _time(plan, draws, confirm))
+
+
+def _draws(plan: Plan, candidate: str) -> list[Job]:
+    """The first draws of a candidate."""
+    most = max(1, DRAWS // len(plan.sweep.candidates))
+    return [plan.search_job(candidate, *numbered) for numbered in enumerate(preview(plan, candidate, most))]
 
 
 def _datasets(plan: Plan) -> Table:
@@ -54,38 +61,44 @@ def _uses(plan: Plan, dataset: Dataset) -> str:
     return ", ".join(uses)
 
 
-def _trials(plan: Plan, draws: list[Job], confirm: list[Job]) -> Table:
+def _trials(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job], settled: set[str]) -> Table:
     sweep = plan.sweep
     table = Table(title="trials", title_justify="left", box=None, header_style="dim")
     for name in ("trial", "id", "state", "configuration"):
         table.add_column(name)
     listing = Ledger(plan.out).listing()
-    for job in draws:
-        state = listing.status(job.trial.id, job.sweep, job.sweep_id) or "to run"
-        table.add_row(label(job), job.trial.id[:8], state, escape(describe(job.swept)))
-    if sweep.search.trials > len(draws):
-        sampler = sweep.search.sampler
-        table.add_row(f"... {sweep.search.trials - len(draws)} more", "", "", f"drawn by {sampler} from the results")
-    settled = best_draw(plan) is not None
+    for name, jobs in draws.items():
+        for job in jobs:
+            state = listing.status(job.trial.id, job.sweep, job.sweep_id) or "to run"
+            table.add_row(escape(label(job)), job.trial.id[:8], state, escape(describe(job.swept)))
+        if sweep.draws(name) > len(jobs):
+            more = f"... {sweep.draws(name) - len(jobs)} more"
+            table.add_row(more, "", "", f"drawn by {sweep.search.sampler} from the results")
     for job in confirm:
-        known = settled or job.role == "control"  # else which configuration is best is still open
+        # Else which configuration is best is still open.
+        known = job.role == "control" or settled == set(sweep.candidates)
         state = (listing.status(job.trial.id) if known else None) or "to run"
         table.add_row(escape(label(job)), job.trial.id[:8] if known else "", state, job.trial.method)
     return table
 
 
-def _time(plan: Plan, trial: Trial, confirm: list[Job]) -> str:
-    """One sentence on the device time: measured steps of one trial on this machine, times the trials."""
-    trained = [job for job in confirm if find_method(job.trial.method).trains]
-    trials = plan.sweep.search.trials + len(trained)
-    rows = plan.pretrain.counts["unlabelled"] or plan.pretrain.counts["train"]
-    steps = steps_per_epoch(rows, trial.training.batch_size) * trial.training.epochs
+def _time(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job]) -> str:
+    """One sentence on the device time: measured steps of each candidate on this machine, times its trials."""
+    sweep, rows = plan.sweep, plan.pretrain.counts["unlabelled"] or plan.pretrain.counts["train"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(max(1, int(plan.sweep.resources.cpus_per_worker)))
-    each = steps * _seconds_per_step(trial, device)
+    torch.set_num_threads(max(1, int(sweep.resources.cpus_per_worker)))
+    seconds: dict[str, float] = {}  # of one trial, by what is trained
+    trials = [job.trial for job in confirm if find_method(job.trial.method).trains]
+    trials += [jobs[0].trial for name, jobs in draws.items() for _ in range(sweep.draws(name))]
+    for trial in trials:
+        if trial.method not in seconds:
+            steps = steps_per_epoch(rows, trial.training.batch_size) * trial.training.epochs
+            seconds[trial.method] = steps * _seconds_per_step(trial, device) if steps else 0.0
+    each = ", ".join(f"{clock(spent)} ({escape(name)})" for name, spent in seconds.items())
+    whole = sum(seconds[trial.method] for trial in trials)
     return (
-        f"device time: about {clock(each)} of pretraining per trial, {clock(each * trials)} for {trials} trials "
-        f"if none is pruned (from {TIMED_STEPS} steps timed on this {device.type}), evaluation not counted"
+        f"device time: about {clock(whole)} of pretraining for {len(trials)} trials if none is pruned; per trial "
+        f"{each} (from {TIMED_STEPS} steps timed on this {device.type}), evaluation not counted"
     )
 
 

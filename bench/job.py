@@ -28,7 +28,7 @@ class Job(Record):
     sweep: str
     sweep_id: str
     stage: Literal["search", "confirm"]
-    configuration: str | None = None
+    configuration: str
     role: Literal["best", "baseline", "control"] | None = None
     draw: int | None = None
     swept: dict[str, Value] = Field(default_factory=dict)
@@ -46,5 +46,6 @@ class Job(Record):
 
 
 def label(job: Job) -> str:
-    """What people call a job: "draw 3", or "best, seed 1"."""
-    return f"draw {job.draw}" if job.stage == "search" else f"{job.configuration}, seed {job.trial.seed}"
+    """What people call a job: "simclr, draw 3", or "simclr, seed 1"."""
+    number = f"draw {job.draw}" if job.stage == "search" else f"seed {job.trial.seed}"
+    return f"{job.configuration}, {number}"

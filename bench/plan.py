@@ -15,9 +15,9 @@ from bench.data.source import Source
 from bench.evaluation.protocols import PROTOCOLS
 from bench.job import Job, Provenance
 from bench.records import digest
-from bench.registry import configure, find_method
+from bench.registry import find_method
 from bench.space import Value
-from bench.sweep import Sweep
+from bench.sweep import Settled, Sweep
 from bench.trial import Evaluation, Training, Trial
 
 PACKAGES = ("bench", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow")
@@ -66,12 +66,16 @@ class Plan:
     @cached_property
     def sweep_id(self) -> str:
         """Identity of the question: neither resources nor the number of draws or seeds change it."""
-        keep = {"method", "set", "space", "search", "evaluate"}
-        asked = self.sweep.model_dump(mode="json", include=keep)
+        asked = self.sweep.model_dump(mode="json", include={"candidates", "search", "evaluate"})
         asked["search"].pop("trials")
+        for candidate in asked["candidates"].values():
+            candidate.pop("trials")
         asked["evaluate"]["datasets"] = [dataset.source.fingerprint for dataset in self.evaluate]
-        first = self._trial({}, seed=0).model_dump(mode="json", exclude={"seed", "evaluate"})
-        return digest(asked | {"trial": first})
+        first = {
+            name: self._trial(self.sweep.candidate(name), 0).model_dump(mode="json", exclude={"seed", "evaluate"})
+            for name in self.sweep.candidates
+        }
+        return digest(asked | {"trials": first})
 
     @cached_property
     def sources(self) -> dict[str, Source]:
@@ -93,59 +97,49 @@ class Plan:
         temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         temporary.replace(path)
 
-    def training(self, values: Mapping[str, Any] | None = None) -> Training:
-        """The training of a configuration, with its precision resolved."""
-        return self._precise(self.sweep.settings(values or {})[1])
+    def search_trial(self, candidate: str, values: Mapping[str, Value]) -> Trial:
+        """The trial of a candidate's drawn configuration."""
+        return self._trial(self.sweep.candidate(candidate, values), self.sweep.search.training_seed)
 
-    def search_trial(self, values: Mapping[str, Value]) -> Trial:
-        """The trial of a drawn configuration."""
-        return self._trial(values, seed=self.sweep.search.training_seed)
+    def search_job(self, candidate: str, draw: int, values: Mapping[str, Value]) -> Job:
+        """The job of a candidate's draw number `draw`."""
+        trial = self.search_trial(candidate, values)
+        rungs = self.sweep.search.prune.rungs(trial.training.epochs)
+        return self._job(trial, stage="search", configuration=candidate, draw=draw, swept=dict(values), rungs=rungs)
 
-    def confirm_jobs(self, best: Mapping[str, Value]) -> list[Job]:
-        """Best, baselines and controls on every seed, seed by seed, so that pairs end together."""
+    def confirm_jobs(self, best: Mapping[str, Mapping[str, Value]]) -> list[Job]:
+        """Each candidate's best configuration, its baselines and the controls on every seed.
+
+        Seed by seed, so that pairs end together; a candidate without a best configuration is left out.
+        """
         confirm, jobs = self.sweep.confirm, []
         for seed in confirm.seeds:
-            jobs.append(self._confirm_job(self._trial(best, seed=seed), "best", "best", best))
-            for baseline in confirm.baselines:
-                trial = self._trial({**best, **baseline.set}, seed=seed)
-                jobs.append(self._confirm_job(trial, baseline.name, "baseline", best))
+            for name, values in best.items():
+                trial = self._trial(self.sweep.candidate(name, values), seed)
+                jobs.append(self._confirm_job(trial, name, "best", values))
+                for baseline in confirm.baselines:
+                    if self.sweep.of(baseline) == name:
+                        trial = self._trial(self.sweep.candidate(name, values, baseline.set), seed)
+                        jobs.append(self._confirm_job(trial, baseline.name, "baseline", values))
             for control in confirm.controls:
-                jobs.append(self._confirm_job(self._control(control, seed), control, "control", {}))
+                jobs.append(self._confirm_job(self._trial(self.sweep.settle(control), seed), control, "control", {}))
         return jobs
 
-    def search_job(self, draw: int, values: Mapping[str, Value]) -> Job:
-        """The job of draw number `draw`."""
-        trial = self.search_trial(values)
-        rungs = self.sweep.search.prune.rungs(trial.training.epochs)
-        return self._job(trial, stage="search", draw=draw, swept=dict(values), rungs=rungs)
-
-    def _trial(self, values: Mapping[str, Any], *, seed: int) -> Trial:
-        config, training = self.sweep.settings(values)
-        return self._make(self.sweep.method, config, self._precise(training), seed)
-
-    def _control(self, method: str, seed: int) -> Trial:
-        config = configure(method, {}, f"control {method}").model_dump(mode="json")
-        training = self.training()
-        if not find_method(method).trains:
-            # What trains nothing has no budget: the same control serves every sweep.
-            kept = training.model_dump(include={"backbone", "image_size", "precision"})
-            training = Training(**kept, epochs=0)
-        return self._make(method, config, training, seed)
-
-    def _make(self, method: str, config: dict[str, Any], training: Training, seed: int) -> Trial:
+    def _trial(self, settled: Settled, seed: int) -> Trial:
         evaluate = self.sweep.evaluate
-        kind = find_method(method)
+        kind = find_method(settled.method)
         judged = {dataset.source.fingerprint: dataset.source.metric for dataset in self.evaluate}
         return Trial(
-            method=method,
+            method=settled.method,
             method_version=kind.version,
-            config=config,
+            config=settled.config,
             data=self.pretrain.source.fingerprint if kind.trains else "",
-            training=training,
+            training=self._precise(settled.training),
             evaluate=tuple(
                 Evaluation(fingerprint=fingerprint, metric=metric, protocols=tuple(sorted(evaluate.protocols)))
                 for fingerprint, metric in sorted(judged.items())
             ),
+            finetune=settled.finetune if "finetune" in evaluate.protocols else None,
             protocol_versions={name: PROTOCOLS[name].version for name in sorted(evaluate.protocols)},
             objective=evaluate.objective,
             seed=seed,

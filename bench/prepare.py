@@ -5,7 +5,10 @@ from contextlib import AbstractContextManager
 
 from bench.data.dataset import check_usable
 from bench.data.pack import Pack, open_pack, pack_size
+from bench.errors import BadData
+from bench.method import SupervisedMethod
 from bench.plan import Plan
+from bench.registry import find_method
 from bench.training.pretrain import steps_per_epoch
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -27,6 +30,20 @@ def pack_all(plan: Plan, bar: Bar) -> Iterator[Pack]:
             check_usable(pack, "evaluation")
         if source.fingerprint == plan.pretrain.source.fingerprint:
             check_usable(pack, "pretraining")
-            if plan.sweep.pretrain.epochs:
-                steps_per_epoch(len(pack.pretraining_rows()), plan.sweep.pretrain.batch_size)
+            _check_pretraining(plan, pack)
         yield pack
+
+
+def _check_pretraining(plan: Plan, pack: Pack) -> None:
+    """Whether the pretraining set fills a batch, and has labels for the methods that learn from them."""
+    sweep = plan.sweep
+    settled = [sweep.candidate(name) for name in sweep.candidates] + [
+        sweep.settle(name) for name in sweep.confirm.controls
+    ]
+    for each in settled:
+        if each.training.epochs and find_method(each.method).trains:
+            steps_per_epoch(len(pack.pretraining_rows()), each.training.batch_size)
+        if issubclass(find_method(each.method), SupervisedMethod) and not (pack.classes and len(pack.rows("train"))):
+            raise BadData(
+                f"{pack.name}: method {each.method!r} learns from labels, and this dataset has none to train on"
+            )

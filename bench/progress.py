@@ -57,8 +57,8 @@ class Board:
     def total(self) -> int:
         """How many trials the sweep asks for, search and confirmation."""
         sweep = self.plan.sweep
-        each = 1 + len(sweep.confirm.baselines) + len(sweep.confirm.controls)
-        return sweep.search.trials + len(sweep.confirm.seeds) * each
+        each = len(sweep.candidates) + len(sweep.confirm.baselines) + len(sweep.confirm.controls)
+        return sum(map(sweep.draws, sweep.candidates)) + len(sweep.confirm.seeds) * each
 
     @property
     def ended(self) -> int:
@@ -181,7 +181,7 @@ def _outcome(facts: Mapping[str, Any]) -> str:
 
 
 def _settings(job: Job) -> str:
-    return describe(job.swept) if job.stage == "search" or job.configuration == "best" else ""
+    return describe(job.swept) if job.role in (None, "best") else ""
 
 
 def _what(job: Job) -> str:

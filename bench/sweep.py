@@ -1,25 +1,24 @@
-"""A sweep: what is asked, what is fixed, what is searched, and how the answer is confirmed."""
+"""A sweep: what is asked, which candidates race, what is fixed and searched, and how the answer is confirmed."""
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from bench.cards import find_card
 from bench.encoders import ENCODERS
-from bench.errors import BadInput, UnknownName, suggestion
+from bench.errors import BadInput, UnknownName
+from bench.evaluation.finetune import Finetune
 from bench.evaluation.protocols import PROTOCOLS
-from bench.records import Record, deep_merge, digest, field_paths, parse, read_toml, set_path
+from bench.records import Record, parse, set_path
 from bench.registry import configure, find_method
-from bench.space import Domain, Value, random_draws
+from bench.space import Domain
 from bench.trial import Training
 
-TRIED_DRAWS = 64  # joint draws of the space that must be valid, alone and under each baseline
-
-Settings = dict[str, Any]  # dotted path -> value: "gamma.low", "method.gamma.low" or "pretrain.lr"
+Settings = dict[str, Any]  # dotted path -> value: "gamma.low", "method.gamma.low", "pretrain.lr", "finetune.dropout"
+Place = Literal["method", "pretrain", "finetune"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
 
 class Pretrain(Training):
@@ -63,10 +62,20 @@ class Evaluate(Record):
     objective: str = Field("linear", description="the protocol whose mean validation score is maximised")
 
 
+class Candidate(Record):
+    """A method in the race, with what is fixed and what is searched; its best configuration is confirmed."""
+
+    method: str = Field("", description="the method; by default the candidate's own name")
+    set: Settings = Field(default_factory=dict, description="what is fixed: fields of the method, or pretrain.FIELD")
+    space: dict[str, Domain] = Field(default_factory=dict, description="what is searched")
+    trials: int | None = Field(None, ge=1, le=100_000, description="how many draws; by default search.trials")
+
+
 class Baseline(Record):
-    """A configuration that the best one is compared with: the best with some settings changed."""
+    """A configuration that a candidate's best one is compared with: the best with some settings changed."""
 
     name: str = Field(min_length=1)
+    of: str = Field("", description="which candidate; may be left out where there is one")
     set: Settings
 
 
@@ -94,12 +103,11 @@ class Sweep(Record):
     name: str
     profile: str
     title: str = Field(description="the question")
-    method: str
-    set: Settings = Field(default_factory=dict, description="fixed hyperparameters of the method")
+    candidates: dict[str, Candidate] = Field(min_length=1, description="by name; in a file one may stand alone")
     pretrain: Pretrain
-    space: dict[str, Domain] = Field(default_factory=dict)
     search: Search = Search()
     evaluate: Evaluate
+    finetune: Finetune = Finetune()
     confirm: Confirm = Confirm()
     resources: Resources = Resources()
 
@@ -118,48 +126,81 @@ class Sweep(Record):
             ("confirm.seeds", self.confirm.seeds),
             ("evaluate.datasets", self.evaluate.datasets),
             ("evaluate.protocols", self.evaluate.protocols),
-            ("space", [split_path(path) for path in self.space]),
+            *(
+                (f"space of {name}", [split_path(path) for path in candidate.space])
+                for name, candidate in self.candidates.items()
+            ),
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: something is named twice in {list(values)}")
-        names = ["best", *self.confirm.controls, *(baseline.name for baseline in self.confirm.baselines)]
+        names = [*self.candidates, *self.confirm.controls, *(baseline.name for baseline in self.confirm.baselines)]
         if len(set(names)) < len(names):
             raise ValueError(f"confirm: a name is used twice among {names}")
+        for baseline in self.confirm.baselines:
+            known([self.of(baseline)], self.candidates, f"candidate (of baseline {baseline.name!r})")
         return self
 
-    @property
-    def id(self) -> str:
-        """Identity of what is asked; resources do not change an answer, nor does the number of draws."""
-        asked = self.model_dump(mode="json", exclude={"resources": True, "title": True, "search": {"trials"}})
-        return digest(asked)
+    def method(self, name: str) -> str:
+        """The method of a candidate."""
+        return self.candidates[name].method or name
 
-    def settings(self, *layers: Mapping[str, Any]) -> tuple[dict[str, Any], Training]:
-        """Resolve the method's configuration and the training with `layers` of settings laid upon the sweep's.
+    def of(self, baseline: Baseline) -> str:
+        """The candidate that a baseline belongs to."""
+        return baseline.of or (next(iter(self.candidates)) if len(self.candidates) == 1 else "")
+
+    def draws(self, name: str) -> int:
+        """How many configurations of a candidate are drawn: one where there is nothing to search."""
+        candidate = self.candidates[name]
+        return (candidate.trials or self.search.trials) if candidate.space else 1
+
+    def candidate(self, name: str, *layers: Mapping[str, Any]) -> "Settled":
+        """Resolve a candidate with `layers` of settings laid upon its own; raises BadInput that names the field."""
+        return self.settle(self.method(name), self.candidates[name].set, *layers)
+
+    def settle(self, method: str, *layers: Mapping[str, Any]) -> "Settled":
+        """Resolve a method's configuration, the training and the finetuning with `layers` of settings laid upon them.
 
         Raises BadInput that names the sweep and the field.
         """
-        config: dict[str, Any] = {}
-        training = self.pretrain.model_dump(exclude={"dataset"})
-        for path, value in (item for layer in (self.set, *layers) for item in layer.items()):
+        places: dict[str, dict[str, Any]] = {
+            "method": {},
+            "pretrain": self.pretrain.model_dump(exclude={"dataset"}),
+            "finetune": self.finetune.model_dump(),
+        }
+        for path, value in (item for layer in layers for item in layer.items()):
             place, key = split_path(path)
-            if place == "pretrain":
-                training = set_path(training, key, value)
-            else:
-                config = set_path(config, key, value)
-        resolved = configure(self.method, config, f"sweep {self.name}, method {self.method}")
-        trained = parse(Training, training, f"sweep {self.name}, [pretrain]")
-        workers = self.resources.workers
-        if trained.batch_size % workers:
-            size = f"pretrain.batch_size {trained.batch_size}"
+            places[place] = set_path(places[place], key, value)
+        config = configure(method, places["method"], f"sweep {self.name}, method {method}")
+        training = parse(Training, places["pretrain"], f"sweep {self.name}, [pretrain]")
+        finetune = parse(Finetune, places["finetune"], f"sweep {self.name}, [finetune]")
+        return Settled(method, config.model_dump(mode="json"), self._trained(method, config, training), finetune)
+
+    def _trained(self, method: str, config: Record, training: Training) -> Training:
+        """The training as it is for a method: on its own encoder, without a budget where nothing is trained."""
+        kind, workers = find_method(method), self.resources.workers
+        if training.batch_size % workers:
+            size = f"pretrain.batch_size {training.batch_size}"
             raise BadInput(f"sweep {self.name}: {size} is not a multiple of resources.workers {workers}")
-        kind = find_method(self.method)
         if kind.backbone:
-            trained = trained.model_copy(update={"backbone": kind.backbone})
+            training = training.model_copy(update={"backbone": kind.backbone})
         try:
-            kind.check(resolved, trained.backbone)
+            kind.check(config, training.backbone)
         except BadInput as error:
-            raise BadInput(f"sweep {self.name}, method {self.method}: {error}") from None
-        return resolved.model_dump(mode="json"), trained
+            raise BadInput(f"sweep {self.name}, method {method}: {error}") from None
+        if kind.trains:
+            return training
+        # What trains nothing has no budget: the same control serves every sweep.
+        return Training(**training.model_dump(include={"backbone", "image_size", "precision"}), epochs=0)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Everything that a configuration settles."""
+
+    method: str
+    config: dict[str, Any]
+    training: Training
+    finetune: Finetune
 
 
 def known(names: Sequence[str], registry: Mapping[str, Any], kind: str) -> None:
@@ -169,106 +210,10 @@ def known(names: Sequence[str], registry: Mapping[str, Any], kind: str) -> None:
             raise ValueError(str(UnknownName(kind, name, registry)))
 
 
-def split_path(path: str) -> tuple[Literal["method", "pretrain"], str]:
-    """Split "pretrain.lr" or "method.gamma.low" (or just "gamma.low") into its place and its key."""
+def split_path(path: str) -> tuple[Place, str]:
+    """Split "pretrain.lr", "finetune.dropout" or "method.gamma.low" (or just "gamma.low") into place and key."""
     head, _, rest = path.partition(".")
-    if head == "pretrain" and rest:
-        return "pretrain", rest
-    return "method", rest if head == "method" and rest else path
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Read `path=value` from the command line; the value is TOML, or else a plain string."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip():
-        raise BadInput(f"--set {text!r}: write it as FIELD=VALUE, for example method.temperature=0.2")
-    try:
-        return path.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path.strip(), value.strip()
-
-
-def load_sweep(
-    reference: str,
-    *,
-    profile: str | None = None,
-    over: Mapping[str, Any] | None = None,
-    settings: Sequence[str] = (),
-) -> Sweep:
-    """Read the sweep of a name or path with a profile, tables laid over it, and `path=value` settings.
-
-    A setting of a swept field fixes it: the field leaves the search space. Raises BadInput with the file and
-    the field of everything that is wrong in it.
-    """
-    path = find_card("sweeps", reference)
-    data = read_toml(path)
-    profiles = _table(data.pop("profile", {}), f"{path}: profile")
-    default = str(data.pop("default_profile", next(iter(profiles), "")))
-    chosen = profile or default
-    if chosen and chosen not in profiles:
-        raise BadInput(f"{path}: no profile is named {chosen!r}{suggestion(chosen, profiles)}")
-    data = deep_merge(data, _table(profiles.get(chosen, {}), f"{path}: profile.{chosen}"))
-    for name in ("set", "space", "pretrain"):
-        _table(data.get(name, {}), f"{path}: {name}")
-    data = deep_merge(data, over or {})
-    data |= {"name": path.stem, "profile": chosen or "default"}
-    data = _apply_settings(data, settings)
-    sweep = parse(Sweep, data, str(path))
-    _check_fields(sweep, path)
-    return sweep
-
-
-def _table(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadInput(f"{place} must be a table (given: {value!r})")
-    return value
-
-
-def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    sections = set(Sweep.model_fields) - {"name", "profile", "set", "space", "pretrain"}
-    for path, value in map(parse_setting, settings):
-        place, key = split_path(path)
-        if path.partition(".")[0] in sections and path.partition(".")[0] != "method":
-            data = set_path(data, path, value)
-            continue
-        space = {name: domain for name, domain in data.get("space", {}).items() if split_path(name) != (place, key)}
-        data = data | {"space": space}
-        data = (
-            set_path(data, path, value) if place == "pretrain" else data | {"set": data.get("set", {}) | {key: value}}
-        )
-    return data
-
-
-def _check_fields(sweep: Sweep, path: Path) -> None:
-    """Refuse settings and domains of fields that are not there, and domains that leave a field's bounds."""
-    fields = {("method", name) for name in field_paths(find_method(sweep.method).Config)}
-    fields |= {("pretrain", name) for name in field_paths(Training)}
-    names = [f"{place}.{name}" for place, name in sorted(fields)]
-    places = {"set": sweep.set, "space": sweep.space}
-    places |= {f"confirm.baselines ({baseline.name})": baseline.set for baseline in sweep.confirm.baselines}
-    for table, keys in places.items():
-        for key in keys:
-            place, field = split_path(key)
-            if (place, field) not in fields:
-                raise BadInput(f"{path}: [{table}] no field is named {key!r}{suggestion(f'{place}.{field}', names)}")
-    sweep.settings()
-    for baseline in sweep.confirm.baselines:
-        sweep.settings(baseline.set)
-    for key, domain in sweep.space.items():
-        for value in domain.ends():
-            _check_end(sweep, path, key, value)
-    for draw in random_draws(sweep.space, TRIED_DRAWS):
-        for name, changes in (("best", {}), *((baseline.name, baseline.set) for baseline in sweep.confirm.baselines)):
-            try:
-                sweep.settings(draw, changes)
-            except BadInput as error:
-                raise BadInput(f"{path}: [space] can draw {draw} ({name}), which is refused: {error}") from None
-    for control in sweep.confirm.controls:
-        find_method(control)
-
-
-def _check_end(sweep: Sweep, path: Path, key: str, value: Value) -> None:
-    try:
-        sweep.settings({key: value})
-    except BadInput as error:
-        raise BadInput(f"{path}: [space] {key} reaches {value!r}, which is refused: {error}") from None
+    for place in PLACES:
+        if head == place and rest:
+            return place, rest
+    return "method", path

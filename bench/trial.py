@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bench.data.source import Metric
+from bench.evaluation.finetune import Finetune
 from bench.records import Record, digest
 
 ENGINE = 2  # raised whenever the engine would give other results for the same trial
@@ -46,6 +47,7 @@ class Trial(Record):
     data: str = Field(description="fingerprint of the pretraining dataset; empty where nothing is trained")
     training: Training
     evaluate: tuple[Evaluation, ...]
+    finetune: Finetune | None = Field(None, description="settings of the finetune protocol, where it judges")
     protocol_versions: dict[str, int]
     objective: str
     seed: int = Field(ge=0, lt=2**31)

@@ -15,7 +15,7 @@ from bench.results.questions import questions
 from bench.results.schema import Measurement, rows_table
 from bench.scheduling.agenda import Agenda
 from bench.study import preview
-from bench.sweep import load_sweep
+from bench.sweepfile import load_sweep
 
 SWEEP = """
 title = "q?"
@@ -82,7 +82,7 @@ def test_search_then_confirm_then_nothing(plan):
     assert names == [
         (name, role, seed)
         for seed in (0, 1)
-        for name, role in (("best", "best"), ("no gamma", "baseline"), ("random_init", "control"))
+        for name, role in (("simclr", "best"), ("no gamma", "baseline"), ("random_init", "control"))
     ]
     assert all(temperature(job) == temperature(best) for job in confirm if job.role != "control")
     assert {job.trial.config["gamma"]["enabled"] for job in confirm if job.role == "baseline"} == {False}
@@ -141,7 +141,7 @@ def test_a_finished_trial_whose_driver_died_before_it_heard_is_known(plan, tmp_p
     agenda.ledger.write(rows_table(facts, [row]))
     jobs = run(Agenda(remake(tmp_path)), lambda _: 0.1)
     assert [job.draw for job in jobs if job.stage == "search"] == [1, 2, 3, 4]
-    assert {temperature(j) for j in jobs if j.configuration == "best"} == {temperature(job)}
+    assert {temperature(j) for j in jobs if j.role == "best"} == {temperature(job)}
 
 
 def test_pruned_trials_are_rows_and_stay_pruned_for_their_sweep(plan, tmp_path):
@@ -164,11 +164,11 @@ def test_a_resumed_search_prunes_by_what_its_earlier_draws_reached(plan, tmp_pat
         agenda.take(key)
         agenda.end(key, {"epoch": 3}, {3: value}, pruned=True)
     resumed = Agenda(remake(tmp_path))
-    assert resumed.earlier_rungs() == {0: {3: 0.9}, 1: {3: 0.8}}
+    assert resumed.earlier_rungs("simclr") == {0: {3: 0.9}, 1: {3: 0.8}}
     pruner = Pruner(AgendaSearcher(resumed), resumed.plan.sweep.search.prune)
     for name, objective, action in (("weak", 0.1, "STOP"), ("strong", 0.95, "CONTINUE")):
         trial = SimpleNamespace(trial_id=name)
-        pruner.on_trial_add(None, trial)
+        resumed.take(name)
         assert pruner.on_trial_result(None, trial, {"epoch": 3, "rung_objective": objective}) == action
     assert pruner.searcher.pruned == {"weak"}
 
@@ -233,7 +233,7 @@ def test_one_trial_under_two_names_runs_once(tmp_path):
     assert len(jobs) == 5 + 4
     frame = Ledger(plan.out).read().frame.query("stage == 'confirm'")
     assert frame.groupby("configuration")["trial_id"].nunique().to_dict() == {
-        "best": 2,
+        "simclr": 2,
         "no gamma": 2,
         "random_init": 2,
     }
@@ -249,17 +249,17 @@ def test_poisoned_test_scores_choose_the_same_configuration(tmp_path):
 
 
 def test_a_dry_run_shows_the_draws_that_come(plan):
-    shown = list(preview(plan, 3))
+    shown = list(preview(plan, "simclr", 3))
     assert not plan.out.exists()
     jobs = run(Agenda(plan), temperature)
     # the sampler has learned nothing before `startup` results
     assert [job.swept for job in jobs[:2]] == shown[:2]
-    assert list(preview(plan, 3)) == [job.swept for job in jobs[:3]]
+    assert list(preview(plan, "simclr", 3)) == [job.swept for job in jobs[:3]]
 
 
 def test_what_decides_a_result_is_in_the_id_and_nothing_else(plan, tmp_path):
-    base = plan.search_trial({"temperature": 0.2})
-    same = remake(tmp_path, resources={"workers": 2}, search={"trials": 3}).search_trial({"temperature": 0.2})
+    base = plan.search_trial("simclr", {"temperature": 0.2})
+    same = remake(tmp_path, resources={"workers": 2}, search={"trials": 3}).search_trial("simclr", {"temperature": 0.2})
     assert same.id == base.id
     changes = [
         remake(tmp_path, pretrain={"epochs": 8}),
@@ -268,10 +268,79 @@ def test_what_decides_a_result_is_in_the_id_and_nothing_else(plan, tmp_path):
         remake(tmp_path, evaluate={"datasets": ["wings"]}),
         remake(tmp_path, search={"training_seed": 5}),
     ]
-    trials = [changed.search_trial({"temperature": 0.2}) for changed in changes]
+    trials = [changed.search_trial("simclr", {"temperature": 0.2}) for changed in changes]
     assert len({base.id, *(trial.id for trial in trials)}) == 6
     assert trials[3].pretrain_id == base.pretrain_id  # the encoder is the same: only the evaluation differs
     assert trials[4].configuration_id == base.configuration_id
-    control = plan.confirm_jobs({"temperature": 0.2})[2].trial
-    longer = remake(tmp_path, pretrain={"epochs": 8}).confirm_jobs({"temperature": 0.2})[2].trial
+    control = plan.confirm_jobs({"simclr": {"temperature": 0.2}})[2].trial
+    longer = remake(tmp_path, pretrain={"epochs": 8}).confirm_jobs({"simclr": {"temperature": 0.2}})[2].trial
     assert control.id == longer.id
+
+
+SEVERAL = """
+title = "q?"
+[pretrain]
+dataset = "leaves"
+epochs = 9
+[candidates.simclr]
+space = { temperature = { log_uniform = [0.1, 1.0] } }
+[candidates.plain]
+method = "simclr"
+set = { "gamma.enabled" = false }
+[candidates.wide]
+method = "simclr"
+space = { temperature = { log_uniform = [0.1, 1.0] } }
+trials = 1
+[search]
+trials = 3
+prune = { grace = 3 }
+[evaluate]
+datasets = ["leaves"]
+[confirm]
+seeds = [0, 1]
+"""
+
+
+def test_each_candidate_is_searched_and_confirmed(tmp_path):
+    jobs = run(Agenda(remake(tmp_path, SEVERAL)), temperature)
+    search = [(job.configuration, job.draw) for job in jobs if job.stage == "search"]
+    # in turn, those with most draws left first; "wide" draws what "simclr" drew first: one trial, run once
+    assert search == [("simclr", 0), ("simclr", 1), ("simclr", 2), ("plain", 0)]
+    best = max((job for job in jobs[:3]), key=temperature)
+    confirmed = {job.configuration: temperature(job) for job in jobs if job.stage == "confirm"}
+    assert confirmed == {"simclr": temperature(best), "plain": 0.2, "wide": temperature(jobs[0]), "random_init": 0.0}
+    again = Agenda(remake(tmp_path, SEVERAL))
+    assert again.is_done()
+    assert {again.best(name).value for name in ("simclr", "plain")} == {temperature(best), 0.2}
+
+
+def test_each_candidate_is_pruned_among_its_own_draws(tmp_path):
+    from bench.scheduling.searcher import AgendaSearcher, Pruner
+
+    agenda = Agenda(remake(tmp_path, SEVERAL.replace("trials = 1\n", "").replace("[0.1, 1.0]", "[0.1, 0.9]", 1)))
+    pruner = Pruner(AgendaSearcher(agenda), agenda.plan.sweep.search.prune)
+    running = {}
+    for key in map(str, range(4)):
+        running[key] = agenda.take(key).configuration
+    assert sorted(running.values()) == ["simclr", "simclr", "wide", "wide"]
+
+    def report(key: str, objective: float) -> str:
+        return pruner.on_trial_result(None, SimpleNamespace(trial_id=key), {"epoch": 3, "rung_objective": objective})
+
+    strong = next(key for key, name in running.items() if name == "simclr")
+    weak, weaker = (key for key, name in running.items() if name == "wide")
+    assert report(strong, 0.9) == "CONTINUE"
+    assert report(weak, 0.3) == "CONTINUE"  # the best of its own candidate so far
+    assert report(weaker, 0.2) == "STOP"
+
+
+def test_trials_that_share_an_encoder_do_not_train_it_at_the_same_time(tmp_path):
+    text = SWEEP.replace("temperature = { log_uniform = [0.1, 1.0] }", '"finetune.dropout" = { choice = [0.1, 0.5] }')
+    text = text.replace('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["linear", "finetune"]')
+    agenda = Agenda(remake(tmp_path, text))
+    first = agenda.take("0")
+    assert agenda.take("1") is None
+    finish(agenda, "0", first, 0.4)
+    second = agenda.take("2")
+    assert second.trial.id != first.trial.id
+    assert second.trial.pretrain_id == first.trial.pretrain_id

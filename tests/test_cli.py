@@ -154,7 +154,7 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(bench, tmp_path):
         "pretraining, evaluation",
         "draw 2",
         "gamma.low=",
-        "best, seed 2",
+        "simclr, seed 2",
         "device time: about",
     ):
         assert word in out

@@ -28,8 +28,7 @@ def ident(name: object) -> str:
 
 
 def member(sweep: str = "gamma", stage: Any = "search", **more: Any) -> Membership:
-    if stage == "confirm":
-        more.setdefault("configuration", "best")
+    more.setdefault("configuration", "best")
     return Membership(sweep=sweep, sweep_id=more.pop("sweep_id", "v1"), stage=stage, **more)
 
 
@@ -104,7 +103,6 @@ def test_confusion_counts_may_be_numpy():
     ("make", "message"),
     [
         (lambda: member(stage="serach"), "stage must be one of search, confirm"),
-        (lambda: Membership(sweep="s", sweep_id="v", stage="confirm"), "needs a configuration name"),
         (lambda: member(role="boss"), "role must be one of"),
         (lambda: facts(status="done"), "status must be one of finished, pruned, failed"),
         (lambda: facts(error="x"), "a failed trial needs an error"),

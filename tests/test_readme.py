@@ -11,7 +11,7 @@ from bench.encoders import build_encoder
 from bench.images import ImageBatch
 from bench.registry import find_method
 from bench.results.schema import SCHEMA
-from bench.sweep import load_sweep
+from bench.sweepfile import load_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,7 +40,7 @@ def test_the_example_sweep_is_read(tmp_path):
     path = tmp_path / "example.toml"
     path.write_text(block("toml", "[space]"))
     sweep = load_sweep(str(path))
-    assert set(sweep.space) == {"gamma.low", "pretrain.lr"}
+    assert set(sweep.candidates["simclr"].space) == {"gamma.low", "pretrain.lr"}
 
 
 def test_the_two_commands_come_first():

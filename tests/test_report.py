@@ -18,7 +18,7 @@ from bench.records import digest
 from bench.results import wording
 from bench.results.exports import FORMATS, escape, export
 from bench.results.frames import COMPARISON, LEADERBOARD
-from bench.results.leaderboard import COLUMNS, comparison, failures, leaderboard, search_best, sweeps, trial_counts
+from bench.results.leaderboard import COLUMNS, comparison, failures, leaderboard, search_bests, sweeps, trial_counts
 from bench.results.ledger import Ledger
 from bench.results.report import render
 from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
@@ -39,12 +39,12 @@ class Book:
         return frame
 
     def add(self, name: str | None, seed: int, scores: Scores, **more: Any) -> str:
-        """One trial; without a name it belongs to the search. Validation scores are 1 - test scores: misleading."""
+        """One trial; without a name a draw of the candidate "best". Validation scores are 1 - test: misleading."""
         place = {key: more.pop(key) for key in ("draw", "swept", "role") if key in more}
         sweep, version = more.pop("sweep", "gamma"), more.pop("sweep_id", "v1")
         stage: Any = more.pop("stage", "confirm" if name else "search")
         more.setdefault("configuration_id", f"id of {name}")
-        membership = Membership(sweep=sweep, sweep_id=version, stage=stage, configuration=name, **place)
+        membership = Membership(sweep=sweep, sweep_id=version, stage=stage, configuration=name or "best", **place)
         identity = [name, seed, place.get("draw"), more["configuration_id"], version]
         values: dict[str, Any] = {"method": "simclr", "encoder": "small", "status": "finished", "config": {}}
         values |= {"objective": 0.6, "device_seconds": 48.0, "images_per_second": 1234.0, "trial_id": digest(identity)}
@@ -112,7 +112,7 @@ def test_a_search_is_never_judged_by_its_test_scores(book: Book):
     board = leaderboard(book.frame, "gamma")
     assert board["configuration_id"].tolist() == ["best on validation"]
     assert board["value"].tolist() == [0.70]
-    assert board["configuration"].tolist() == ["best of search"]
+    assert board["configuration"].tolist() == ["best"]
     for kind in ("md", "csv", "json"):
         assert b"99.0" not in export(book.frame, "gamma", kind)
         assert b"0.99" not in export(book.frame, "gamma", kind)
@@ -126,15 +126,16 @@ def test_test_scores_do_not_change_the_choice(book: Book, tmp_path: Path):
     for draw, objective in enumerate([0.5, 0.7, 0.6]):
         book.add(None, 0, {"leaves": 0.8}, draw=draw, objective=objective, configuration_id=f"c{draw}")
         poisoned.add(None, 0, {"leaves": 0.1 * draw}, draw=draw, objective=objective, configuration_id=f"c{draw}")
-    assert search_best(book.frame, "gamma") == search_best(poisoned.frame, "gamma")
+    assert search_bests(book.frame, "gamma") == search_bests(poisoned.frame, "gamma")
 
 
 def test_search_best_carries_its_swept_values(frame: pd.DataFrame):
-    best = search_best(frame, "gamma")
-    assert best is not None
-    assert (best.configuration_id, best.draw, best.objective) == ("c1", 1, 0.62)
+    (best,) = search_bests(frame, "gamma")
+    assert (best.candidate, best.configuration_id, best.draw, best.objective) == ("best", "c1", 1, 0.62)
     assert best.swept == {"gamma.low": 0.4, "gamma.both": True}
-    assert wording.search_line(best) == ["Search chose gamma.both = true, gamma.low = 0.4 (draw 1, validation 62.0 %)."]
+    assert wording.search_lines([best]) == [
+        "Search chose for best: gamma.both = true, gamma.low = 0.4 (draw 1, validation 62.0 %)."
+    ]
 
 
 def test_leaderboard_has_the_stated_columns_and_values(frame: pd.DataFrame):
@@ -238,6 +239,23 @@ def test_comparison_is_paired_per_dataset_and_overall(frame: pd.DataFrame):
     assert answer.endswith("): not separated.")
 
 
+def test_of_several_candidates_the_one_that_validation_prefers_is_compared_with_the_others(book: Book):
+    for name, objective, test in (("jigsaw", 0.7, 0.5), ("simclr", 0.8, 0.6), ("srgan", 0.6, 0.9)):
+        book.add(name, 1000, {"leaves": 0.1}, stage="search", draw=0, objective=objective)
+        for seed in range(3):
+            book.add(name, seed, {"leaves": test + 0.01 * seed}, role="best", objective=0.9 - objective)
+    book.add("simclr without gamma", 0, {"leaves": 0.5})
+    assert [best.candidate for best in search_bests(book.frame, "gamma")] == ["simclr", "jigsaw", "srgan"]
+    gaps = comparison(book.frame, "gamma")
+    assert set(gaps["configuration"]) == {"simclr"}
+    assert gaps["baseline"].unique().tolist() == ["simclr without gamma", "jigsaw", "srgan"]
+    _, second, third = wording.answers(gaps)
+    assert "10.0 points above 'jigsaw'" in second
+    assert "30.0 points below 'srgan'" in third
+    board = leaderboard(book.frame, "gamma")
+    assert board["configuration"].tolist() == ["srgan", "simclr", "jigsaw", "simclr without gamma"]
+
+
 def test_a_seed_missing_on_one_side_is_left_out_and_counted(book: Book):
     for seed in range(3):
         book.add("best", seed, {"leaves": 0.7 + 0.01 * seed})
@@ -285,7 +303,7 @@ def test_trial_counts(full: Book):
 def test_failures_tell_which_why_and_where(frame: pd.DataFrame):
     (row,) = failures(frame, "gamma").to_dict("records")
     assert (row["error"], row["error_file"], row["draw"]) == ("TrialFailed: the loss is not finite", "errors/x.txt", 4)
-    assert f"{row['trial_id'][:12]} search draw 4, seed 0: TrialFailed: the loss is not finite (errors/x.txt)" in shown(
+    assert f"{row['trial_id'][:12]} best draw 4, seed 0: TrialFailed: the loss is not finite (errors/x.txt)" in shown(
         frame
     )
 
@@ -405,7 +423,7 @@ def test_parquet_and_csv_exports_are_the_leaderboard(frame: pd.DataFrame):
 def test_json_export(frame: pd.DataFrame):
     (tree,) = json.loads(export(frame, "gamma", "json"))
     assert tree["trials"]["finished"] == 12
-    assert tree["search_best"]["swept"] == {"gamma.both": True, "gamma.low": 0.4}
+    assert tree["search_best"]["best"]["swept"] == {"gamma.both": True, "gamma.low": 0.4}
     assert tree["leaderboard"][0]["configuration"] == "best"
     assert tree["leaderboard"][-1]["rank"] is None
     assert tree["failures"][0]["error"] == "TrialFailed: the loss is not finite"

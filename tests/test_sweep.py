@@ -7,7 +7,8 @@ import pytest
 from bench.cards import card_paths
 from bench.errors import BadInput, UnknownName
 from bench.space import Domain
-from bench.sweep import Prune, load_sweep, parse_setting
+from bench.sweep import Prune
+from bench.sweepfile import load_sweep, parse_setting
 
 SWEEP = """
 title = "q"
@@ -58,18 +59,89 @@ def test_profiles_lie_over_the_sweep(sweep_file):
 def test_a_setting_fixes_a_swept_field(sweep_file):
     settings = ["method.gamma.low=0.7", "pretrain.lr=0.005", "temperature=0.3", "search.seed=5"]
     sweep = load_sweep(str(sweep_file), settings=settings)
-    assert sweep.space == {}
+    assert sweep.candidates["simclr"].space == {}
     assert sweep.search.seed == 5
-    config, training = sweep.settings()
-    assert (config["gamma"]["low"], config["temperature"], training.lr) == (0.7, 0.3, 0.005)
-    assert config["gamma"]["high"] == 2.5
+    settled = sweep.candidate("simclr")
+    assert (settled.config["gamma"]["low"], settled.config["temperature"], settled.training.lr) == (0.7, 0.3, 0.005)
+    assert settled.config["gamma"]["high"] == 2.5
 
 
 def test_drawn_values_and_baselines_reach_method_and_training(sweep_file):
     sweep = load_sweep(str(sweep_file))
-    config, training = sweep.settings({"gamma.low": 0.4, "pretrain.lr": 0.002}, {"gamma.enabled": False})
-    assert not config["gamma"]["enabled"]
-    assert training.lr == 0.002
+    drawn = {"gamma.low": 0.4, "pretrain.lr": 0.002, "finetune.dropout": 0.5}
+    settled = sweep.candidate("simclr", drawn, {"gamma.enabled": False})
+    assert not settled.config["gamma"]["enabled"]
+    assert (settled.training.lr, settled.finetune.dropout) == (0.002, 0.5)
+
+
+SEVERAL = """
+title = "q"
+[pretrain]
+dataset = "leaves"
+lr = 1e-3
+[candidates.plain]
+method = "simclr"
+set = { "gamma.enabled" = false, "pretrain.lr" = 2e-3 }
+[candidates.simclr]
+space = { "gamma.low" = { uniform = [0.3, 1.0] }, temperature = { choice = [0.1, 0.2] } }
+[candidates.random_init]
+[search]
+trials = 4
+[evaluate]
+datasets = ["leaves"]
+[confirm]
+controls = []
+baselines = [{ name = "both views", of = "simclr", set = { "gamma.views" = "both" } }]
+"""
+
+
+def test_a_sweep_of_several_methods_has_a_space_for_each(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL)
+    sweep = load_sweep(str(path))
+    assert {name: (sweep.method(name), sweep.draws(name)) for name in sweep.candidates} == {
+        "plain": ("simclr", 1),
+        "simclr": ("simclr", 4),
+        "random_init": ("random_init", 1),
+    }
+    assert sweep.candidate("plain").training.lr == 2e-3
+    assert sweep.candidate("simclr").training.lr == 1e-3
+    assert sweep.candidate("random_init").training.epochs == 0
+    fixed = load_sweep(str(path), settings=["pretrain.lr=0.5", "simclr.temperature=0.3"])
+    assert {fixed.candidate(name).training.lr for name in ("plain", "simclr")} == {0.5}
+    assert list(fixed.candidates["simclr"].space) == ["gamma.low"]
+    assert list(load_sweep(str(path), only=["plain"]).candidates) == ["plain"]
+    assert load_sweep(str(path), only=["plain"]).confirm.baselines == ()
+    assert [row.name for row in load_sweep(str(path), only=["simclr"]).confirm.baselines] == ["both views"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('of = "simclr"', 'of = "simclar"', r"no candidate .* is named 'simclar'; did you mean 'simclr'"),
+        ('of = "simclr", ', "", r"no candidate \(of baseline 'both views'\) is named ''; there are: plain"),
+        ("[candidates.random_init]", "[candidates.randominit]", r"no method is named 'randominit'"),
+        ('"gamma.views" = "both"', '"gamma.veiws" = "both"', r"candidate simclr: .* did you mean 'method.gamma.views'"),
+        ("[search]", "[set]\ntemperature = 0.2\n[search]", r"set: with \[candidates\], each has its own"),
+        ("controls = []", 'controls = ["random_init"]', r"a name is used twice"),
+        ("space = { ", 'spaec = { "x" = 1 }\nspace = { ', r"unknown key 'candidates.simclr.spaec'; did you mean 'space'"),
+    ],
+)
+def test_a_wrong_candidate_is_one_clear_error(tmp_path, old, new, message):
+    assert old in SEVERAL
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL.replace(old, new))
+    with pytest.raises(BadInput, match=message):
+        load_sweep(str(path))
+
+
+def test_the_command_line_names_candidates(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL)
+    with pytest.raises(BadInput, match=r"say of which candidate, as in CANDIDATE.FIELD=VALUE; there are: plain"):
+        load_sweep(str(path), settings=["temperature=0.2"])
+    with pytest.raises(UnknownName, match="did you mean 'plain'"):
+        load_sweep(str(path), only=["plian"])
 
 
 @pytest.mark.parametrize(
@@ -89,13 +161,13 @@ def test_drawn_values_and_baselines_reach_method_and_training(sweep_file):
         ('title = "q"', 'tilte = "q"', r"unknown key 'tilte'; did you mean 'title'"),
         ("[confirm]", "[confirm]\nseeds = [0, 1000]", r"training_seed 1000 is also in confirm.seeds"),
         ("[confirm]", "[resources]\nworkers = 3\n[confirm]", r"not a multiple of resources.workers 3"),
-        ('name = "plain"', 'name = "best"', r"a name is used twice"),
+        ('name = "plain"', 'name = "simclr"', r"a name is used twice"),
         ("[confirm]", "[confirm]\nseeds = [-1]", r"confirm.seeds.0: .*greater than or equal to 0"),
         ("[confirm]", "[confirm]\nseeds = [1, 1]", r"confirm.seeds: something is named twice"),
         (
             '"gamma.low"',
             '"method.temperature" = { uniform = [0.1, 1] }\n"temperature"',
-            r"space: something is named twice",
+            r"space of simclr: something is named twice",
         ),
         ('"gamma.low"', '"crop.low" = { uniform = [0.1, 1] }\n"crop.high"', r"can draw .* which is refused: .*crop"),
         ('"gamma.low"', '"pretrain.epochs" = { uniform = [1, 4] }\n"gamma.low"', r"can draw .*valid integer"),

@@ -54,8 +54,10 @@ def _table(board: pd.DataFrame) -> Any:
 
 def _tree(frame: pd.DataFrame, sweep: str) -> dict[str, Any]:
     """One sweep as plain data."""
-    best = boards.search_best(frame, sweep)
-    chosen = None if best is None else {"draw": best.draw, "objective": best.objective, "swept": _plain(best.swept)}
+    chosen = {
+        best.candidate: {"draw": best.draw, "objective": best.objective, "swept": _plain(best.swept)}
+        for best in boards.search_bests(frame, sweep)
+    }
     gaps = boards.comparison(frame, sweep)
     return {
         "sweep": sweep,
@@ -91,7 +93,7 @@ def _markdown(frame: pd.DataFrame, sweep: str) -> str:
         parts += [f"**{escape(wording.protocol_name(protocol, variant))}**, test score in %", _standing(rows)]
     if not board.empty:
         parts.append(f"**bold** highest mean, {escape(wording.legend(board))}")
-    lines = wording.search_line(boards.search_best(frame, sweep)) + wording.trial_lines(frame, sweep)
+    lines = wording.search_lines(boards.search_bests(frame, sweep)) + wording.trial_lines(frame, sweep)
     parts += [escape(line) for line in lines]
     failed = [f"- {escape(wording.failure(row))}" for row in rows_of(boards.failures(frame, sweep))]
     parts += ["Failed trials:", "\n".join(failed)] if failed else []

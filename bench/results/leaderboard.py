@@ -5,6 +5,7 @@ score: while a sweep has no confirmed trials, it shows the one search trial with
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,15 @@ COLUMNS = tuple(  # what of the ledger a leaderboard needs: reading only these i
     swept_numbers swept_texts device_seconds images_per_second peak_memory_bytes""".split()  # noqa: SIM905
 )
 _SCORES = "configuration protocol variant dataset metric seed value low high samples".split()  # noqa: SIM905
+ROLES = ("baseline", "best", "control")  # the order in which the leading candidate is compared with them
 Heads = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Best:
-    """The search's best configuration: the highest validation objective among finished search trials."""
+    """A candidate's best configuration: the highest validation objective among its finished search trials."""
 
+    candidate: str
     configuration_id: str
     draw: int | None
     objective: float
@@ -50,23 +53,26 @@ def of_sweep(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     return chosen
 
 
-def search_best(frame: pd.DataFrame, sweep: str) -> Best | None:
-    """The best finished search configuration by validation objective (mean over its seeds); None without one."""
+def search_bests(frame: pd.DataFrame, sweep: str) -> list[Best]:
+    """Each candidate's best finished configuration by validation objective (mean over its seeds), the best first."""
     rows = of_sweep(frame, sweep)
     found = _trials(rows[(rows["stage"] == "search") & (rows["status"] == "finished")]).dropna(subset="objective")
-    if found.empty:
-        return None
-    groups = found.groupby("configuration_id").agg(objective=("objective", "mean"), draw=("draw", "min"))
+    bests = [_best(str(name), trials) for name, trials in found.groupby("configuration", sort=True)]
+    return sorted(bests, key=lambda best: -best.objective)
+
+
+def _best(candidate: str, trials: pd.DataFrame) -> Best:
+    groups = trials.groupby("configuration_id").agg(objective=("objective", "mean"), draw=("draw", "min"))
     groups = groups.reset_index().sort_values(["objective", "draw", "configuration_id"], ascending=[False, True, True])
     top = groups.iloc[0]
-    trial = found[found["configuration_id"] == top["configuration_id"]].iloc[0]
+    trial = trials[trials["configuration_id"] == top["configuration_id"]].iloc[0]
     swept = {
         str(name).removeprefix(PARAM): trial[name]
-        for name in found.columns
+        for name in trials.columns
         if str(name).startswith(PARAM) and not pd.isna(trial[name])
     }
     draw = None if pd.isna(top["draw"]) else int(top["draw"])
-    return Best(str(top["configuration_id"]), draw, float(top["objective"]), swept)
+    return Best(candidate, str(top["configuration_id"]), draw, float(top["objective"]), swept)
 
 
 def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd.DataFrame:
@@ -85,19 +91,25 @@ def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> p
 
 
 def comparison(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd.DataFrame:
-    """The best configuration against each other one, paired over seeds: per dataset, then over all (null)."""
+    """The leading candidate against each other configuration, paired over seeds: per dataset, then over all (null).
+
+    The candidate that leads is the one with the highest validation objective in the search: test has no say in it.
+    """
     shown = _shown(frame, sweep)
-    best = shown[shown["role"] == "best"]
-    if best.empty:
+    candidates = shown[shown["role"] == "best"]
+    if candidates.empty:
         return typed_frame([], COMPARISON)
-    others = shown[shown["role"] != "best"][["configuration", "role"]].drop_duplicates()
+    there = set(candidates["configuration"])
+    leader = next((best.candidate for best in search_bests(frame, sweep) if best.candidate in there), min(there))
+    best = candidates[candidates["configuration"] == leader]
+    others = shown[shown["configuration"] != leader][["configuration", "role"]].drop_duplicates()
     head = {name: best[name].iloc[0] for name in ("sweep", "sweep_id", "configuration")}
     records = []
     for (protocol, variant), rows in _by_protocol(_scores(shown, metric)):
         table = _by_configuration(rows)
         ours = table.get(head["configuration"], {})
         for name, role in sorted(
-            others.itertuples(index=False, name=None), key=lambda pair: (pair[1] == "control", pair)
+            others.itertuples(index=False, name=None), key=lambda pair: (ROLES.index(pair[1]), pair)
         ):
             place = head | {"protocol": protocol, "variant": variant, "baseline": name, "role": role}
             theirs = table.get(name, {})
@@ -131,30 +143,27 @@ def failures(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
 def _shown(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     """The rows of the trials that the leaderboard shows, each with a configuration's name and role."""
     rows = of_sweep(frame, sweep)
-    best = search_best(frame, sweep)
+    bests = {best.candidate: best for best in search_bests(frame, sweep)}
     confirm = rows[rows["stage"] == "confirm"]
     if not confirm.empty:
-        return _one_meaning_per_name(confirm, best)
-    named = rows[rows["configuration"].notna()]
-    if best is None:
-        return named
-    chosen = rows[(rows["configuration_id"] == best.configuration_id) & (rows["status"] == "finished")]
-    return pd.concat([chosen.assign(configuration="best of search", role="best"), named])
+        return _one_meaning_per_name(confirm, bests)
+    chosen = rows[(rows["status"] == "finished") & (rows["stage"] == "search")]
+    wanted = chosen["configuration_id"] == chosen["configuration"].map(
+        {name: best.configuration_id for name, best in bests.items()}
+    )
+    return chosen[wanted].assign(role="best")
 
 
-def _one_meaning_per_name(rows: pd.DataFrame, best: Best | None) -> pd.DataFrame:
-    """Keep one configuration id per name: the search's best for "best", otherwise the one recorded last.
+def _one_meaning_per_name(rows: pd.DataFrame, bests: Mapping[str, Best]) -> pd.DataFrame:
+    """Keep one configuration id per name: the search's best for a candidate, otherwise the one recorded last.
 
     A search that went on can have found another best after the first was confirmed.
     """
     kept = []
-    for _, group in rows.groupby("configuration", sort=True):
+    for name, group in rows.groupby("configuration", sort=True):
         wanted = group.sort_values(["recorded_at", "configuration_id"])["configuration_id"].iloc[-1]
-        if (
-            best is not None
-            and group["role"].iloc[0] == "best"
-            and best.configuration_id in set(group["configuration_id"])
-        ):
+        best = bests.get(str(name))
+        if best is not None and best.configuration_id in set(group["configuration_id"]):
             wanted = best.configuration_id
         kept.append(group[group["configuration_id"] == wanted])
     together: pd.DataFrame = pd.concat(kept)

@@ -2,7 +2,7 @@
 
 A file's name says everything that scheduling asks, so that one directory listing answers it:
 `TRIAL.SWEEP.VERSION.STAGE.CONFIGURATION.STATUS.parquet`, where SWEEP and CONFIGURATION are names made safe for file
-names ("-" in search) and VERSION is the first 12 letters of the sweep's id. No lock, any number of writers; nothing
+names and VERSION is the first 12 letters of the sweep's id. No lock, any number of writers; nothing
 half-written is ever read, as a file is written under a name that readers pass over (a leading dot, another ending)
 and then renamed.
 """
@@ -150,7 +150,7 @@ class Ledger:
         """
         finished = [entry for entry in self._of_trial(trial_id) if entry.status == "finished"]
         for entry in finished:
-            there = entry.stage == membership.stage and entry.configuration == _configuration(membership.configuration)
+            there = entry.stage == membership.stage and entry.configuration == _slug(membership.configuration)
             if there and _within(entry, membership.sweep, membership.sweep_id):
                 return entry.path
         for entry in finished:
@@ -198,7 +198,7 @@ class Ledger:
         if any(len(value) != 1 for value in values.values()):
             raise ValueError("a ledger file holds exactly one trial in one sweep and stage")
         trial_id, sweep, sweep_id, stage, configuration, status = (values[key][0] for key in keys)
-        parts = (trial_id, _slug(sweep), _version(sweep_id), stage, _configuration(configuration), status)
+        parts = (trial_id, _slug(sweep), _version(sweep_id), stage, _slug(configuration), status)
         return Entry(self.folder / f"{'.'.join(parts)}.parquet", *parts)
 
     def _of_trial(self, trial_id: str) -> list[Entry]:
@@ -216,11 +216,6 @@ def _slug(sweep: str) -> str:
     plain = re.sub(r"[^a-z0-9_-]+", "-", sweep.lower())[:60] or "-"
     # "~" is in no plain slug, so a changed name never meets an unchanged one.
     return plain if plain == sweep else f"{plain}~{hashlib.sha256(sweep.encode()).hexdigest()[:10]}"
-
-
-def _configuration(name: str | None) -> str:
-    """A configuration's name as a part of a file name; "-" in search."""
-    return "-" if name is None else _slug(name)
 
 
 def _version(sweep_id: str) -> str:

@@ -59,7 +59,11 @@ def _standings(board: pd.DataFrame) -> list[RenderableType]:
         head = Text.assemble((wording.protocol_name(protocol, variant), "bold"), ", test score in %")
         parts.append(Group(head, _standing(rows)))
     if (board["stage"] == "search").all():
-        parts.append(Text("Nothing is confirmed yet: this is one search trial, chosen on validation.", "yellow"))
+        parts.append(
+            Text(
+                "Nothing is confirmed yet: this is one search trial of each candidate, chosen on validation.", "yellow"
+            )
+        )
     return [*parts, Text(f"* highest mean, {wording.legend(board)}", "dim")]
 
 
@@ -148,7 +152,7 @@ def _costs(board: pd.DataFrame) -> list[RenderableType]:
 
 def _footer(frame: pd.DataFrame, sweep: str) -> RenderableType:
     """The search's best configuration and the trials' counts."""
-    lines = wording.search_line(boards.search_best(frame, sweep)) + wording.trial_lines(frame, sweep)
+    lines = wording.search_lines(boards.search_bests(frame, sweep)) + wording.trial_lines(frame, sweep)
     return Group(*(Text(line) for line in lines))
 
 

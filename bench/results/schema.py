@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from bench.records import canonical_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Stage = Literal["search", "confirm"]
 Status = Literal["finished", "pruned", "failed"]
@@ -42,7 +42,7 @@ SCHEMA: Any = pa.schema(
         _field("sweep", pa.string(), "name of the sweep that asked for the trial", required=True),
         _field("sweep_id", pa.string(), "hash of that sweep's definition", required=True),
         _field("stage", pa.string(), "search or confirm", required=True),
-        _field("configuration", pa.string(), "name in leaderboards; null in search"),
+        _field("configuration", pa.string(), "name in leaderboards; in search that of the candidate", required=True),
         _field("role", pa.string(), "best, baseline or control; null in search"),
         _field("configuration_id", pa.string(), "hash of the trial without its seed: groups seeds", required=True),
         _field("method", pa.string(), "the pretext task", required=True),
@@ -69,11 +69,17 @@ SCHEMA: Any = pa.schema(
         _field("chosen", pa.string(), "JSON of what validation chose"),
         _field("confusion", pa.list_(pa.int64()), "true x predicted, row-major; on confusion rows", "samples"),
         _field("classes", pa.list_(pa.string()), "class names in that order; on confusion rows"),
+        _field("precision", pa.list_(pa.float64()), "of each class; 0 where it is never predicted", "fraction 0..1"),
+        _field("recall", pa.list_(pa.float64()), "of each class; null where the split lacks it", "fraction 0..1"),
+        _field(
+            "f1", pa.list_(pa.float64()), "of each class; null where it neither occurs nor is predicted", "fraction"
+        ),
         _field("objective", pa.float64(), "the trial's validation objective, higher is better", "fraction 0..1"),
         _field("config", pa.string(), "canonical JSON of the whole trial", required=True),
         _field("swept_numbers", pa.map_(pa.string(), pa.float64()), "swept hyperparameters that are numbers"),
         _field("swept_texts", pa.map_(pa.string(), pa.string()), "swept hyperparameters that are not"),
         _field("pretrain_dataset", pa.string(), "the dataset pretrained on"),
+        _field("pretext", pa.string(), "JSON of the pretext task's own figures at the end of training"),
         _field("epochs", pa.int32(), "epochs trained", "epochs"),
         _field("epochs_planned", pa.int32(), "epochs asked for", "epochs"),
         _field("workers", pa.int16(), "training workers", "processes"),
@@ -98,23 +104,22 @@ SCHEMA: Any = pa.schema(
 class Membership:
     """The place of a trial in a sweep; a finished trial can have several (see `Ledger.adopt`).
 
-    `configuration` and `role` are None in search, `draw` is None in confirm. `swept` maps each searched field's
+    `configuration` is the name in leaderboards, in search that of the candidate; `role` is None in search, `draw` in
+    confirm. `swept` maps each searched field's
     dotted path to its value.
     """
 
     sweep: str
     sweep_id: str
     stage: Stage
-    configuration: str | None = None
+    configuration: str
     role: Role | None = None
     draw: int | None = None
     swept: Mapping[str, Swept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("stage", self.stage, get_args(Stage))
-        if self.stage == "confirm" and self.configuration is None:
-            raise ValueError("a trial of the confirm stage needs a configuration name")
-        if self.role is None and self.configuration is not None:
+        if self.role is None and self.stage == "confirm":
             object.__setattr__(self, "role", "best" if self.configuration == "best" else "baseline")
         _one_of("role", self.role, (None, *get_args(Role)))
 
@@ -153,6 +158,7 @@ class TrialFacts:
     error: str | None = None
     error_file: str | None = None
     pretrain_dataset: str | None = None
+    pretext: Mapping[str, float] = field(default_factory=dict)
     epochs: int | None = None
     epochs_planned: int | None = None
     workers: int = 1
@@ -187,6 +193,7 @@ class TrialFacts:
             "error": None if self.error is None else " ".join(self.error.split()),
             "config": canonical_json(self.config),
             "versions": canonical_json(self.versions),
+            "pretext": canonical_json(self.pretext),
         }
 
 
@@ -209,6 +216,9 @@ class Measurement:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     confusion: Sequence[int] | None = None
     classes: Sequence[str] | None = None
+    precision: Sequence[float | None] | None = None
+    recall: Sequence[float | None] | None = None
+    f1: Sequence[float | None] | None = None
 
     def __post_init__(self) -> None:
         _one_of("split", self.split, ("val", "test"))

@@ -1,5 +1,6 @@
 """How numbers and names are written in every report, whatever its format."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -102,25 +103,25 @@ def legend(board: pd.DataFrame) -> str:
 
 
 def answers(gaps: pd.DataFrame) -> list[str]:
-    """The sweep's question answered from a `comparison`: a sentence per baseline (or control, without baselines).
+    """The sweep's question answered from a `comparison`: a sentence per baseline and other candidate.
 
-    By the first protocol, which is the linear one where it was evaluated.
+    Controls answer where there is neither. By the first protocol, which is the linear one where it was evaluated.
     """
     overall = gaps[gaps["dataset"].isna()]
-    for role in ("baseline", "control"):
-        rows = overall[overall["role"] == role]
-        if not rows.empty:
-            return [sentence(row) for row in rows_of(rows.drop_duplicates("baseline"))]
-    return []
+    rivals = overall[overall["role"] != "control"]
+    rows = overall if rivals.empty else rivals
+    return [sentence(row) for row in rows_of(rows.drop_duplicates("baseline"))]
 
 
-def search_line(best: Best | None) -> list[str]:
-    """What the search chose, on one line; no line without a search."""
-    if best is None:
-        return []
-    swept = ", ".join(f"{visible(name)} = {number(value)}" for name, value in sorted(best.swept.items()))
-    which = "" if best.draw is None else f"draw {best.draw}, "
-    return [f"Search chose {swept or 'no swept value'} ({which}validation {percent(best.objective)} %)."]
+def search_lines(bests: Sequence[Best]) -> list[str]:
+    """What the search chose, a line per candidate."""
+    lines = []
+    for best in bests:
+        swept = ", ".join(f"{visible(name)} = {number(value)}" for name, value in sorted(best.swept.items()))
+        which = "" if best.draw is None else f"draw {best.draw}, "
+        chosen = f"{swept} ({which}validation" if swept else "nothing to search (validation"
+        lines.append(f"Search chose for {visible(best.candidate)}: {chosen} {percent(best.objective)} %).")
+    return lines
 
 
 def trial_lines(frame: pd.DataFrame, sweep: str) -> list[str]:
@@ -135,7 +136,7 @@ def trial_lines(frame: pd.DataFrame, sweep: str) -> list[str]:
 
 def failure(row: Any) -> str:
     """One failed trial: which, why, and where its traceback is; `row` is of `failures`."""
-    which = row.stage if pd.isna(row.configuration) else row.configuration
+    which = row.configuration
     which += "" if pd.isna(row.draw) else f" draw {row.draw}"
     where = "" if pd.isna(row.error_file) else f" ({row.error_file})"
     return visible(f"{row.trial_id[:12]} {which}, seed {row.seed}: {row.error}{where}")

@@ -23,7 +23,7 @@ from bench.plan import Plan
 from bench.results.ledger import Ledger
 from bench.results.schema import rows_table
 from bench.scheduling.events import emit
-from bench.study import ask, open_study
+from bench.study import ask, best, open_studies
 
 
 @dataclass
@@ -54,15 +54,19 @@ class Agenda:
         self.ledger = Ledger(plan.out)
         self.tally = Tally()
         self.interrupted = False
-        self._study = open_study(plan, fresh=force)
+        self._studies = open_studies(plan, fresh=force)
         self._running: dict[str, Job] = {}
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
         self._ahead: Job | None = None
         self._later: list[Job] = []
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
-        kept = [trial for trial in self._draws() if trial.state != TrialState.FAIL]
-        self._leftover = deque(plan.search_job(trial.number, trial.params) for trial in kept)
+        self._leftover = deque(
+            plan.search_job(name, trial.number, trial.params)
+            for name in self._studies
+            for trial in self._draws(name)
+            if trial.state != TrialState.FAIL
+        )
 
     def is_done(self) -> bool:
         """Take in everything that is known already, and say whether nothing runs and nothing is left to run."""
@@ -114,13 +118,14 @@ class Agenda:
     def _next(self) -> Job | None:
         while (job := self._candidate()) is not None:
             if self._busy(job):
-                self._later.append(job)  # the same trial under another name: its rows are adopted when it ends
+                self._later.append(job)  # the rows, or the encoder, are there for it when the other one has ended
             elif not self._known(job):
                 return job
         return None
 
     def _busy(self, job: Job) -> bool:
-        return any(running.trial.id == job.trial.id for running in self._running.values())
+        """Whether the same trial runs under another name, or another one that pretrains the same encoder."""
+        return any(running.trial.pretrain_id == job.trial.pretrain_id for running in self._running.values())
 
     def _candidate(self) -> Job | None:
         ready = next((job for job in self._later if not self._busy(job)), None)
@@ -129,35 +134,43 @@ class Agenda:
             return ready
         if self._leftover:
             return self._leftover.popleft()
-        if len(self._study.trials) < self.plan.sweep.search.trials:
-            return self._draw()
+        # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
+        missing = {name: self.plan.sweep.draws(name) - len(study.trials) for name, study in self._studies.items()}
+        name = max(missing, key=lambda name: missing[name])
+        if missing[name] > 0:
+            return self._draw(name)
         if self._running and self._confirm is None:
             return None
         if self._confirm is None:
-            best = self.best()
-            self._confirm = deque(self.plan.confirm_jobs(best.params) if best else ())
+            chosen = {name: self.best(name) for name in self._studies}
+            settled = {name: draw.params for name, draw in chosen.items() if draw is not None}
+            self._confirm = deque(self.plan.confirm_jobs(settled))
         return self._confirm.popleft() if self._confirm else None
 
-    def earlier_rungs(self) -> dict[int, dict[int, float]]:
-        """The objective at each rung of the draws that ended, by draw and epoch."""
-        ended = [trial for trial in self._draws() if trial.state.is_finished()]
+    def earlier_rungs(self, candidate: str) -> dict[int, dict[int, float]]:
+        """The objective at each rung of a candidate's draws that ended, by draw and epoch."""
+        ended = [trial for trial in self._draws(candidate) if trial.state.is_finished()]
         return {trial.number: dict(trial.intermediate_values) for trial in ended}
 
-    def best(self) -> FrozenTrial | None:
-        """The draw with the highest validation objective, the earliest among equals."""
-        ended = [trial for trial in self._draws() if trial.state == TrialState.COMPLETE and trial.value is not None]
-        return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    def best(self, candidate: str) -> FrozenTrial | None:
+        """The candidate's draw with the highest validation objective, the earliest among equals."""
+        return best(self._studies[candidate], self.plan)
 
-    def _draw(self) -> Job:
+    def candidate(self, key: str) -> str:
+        """The candidate whose draw runs as `key`; empty where none runs, or one of the confirmation."""
+        job = self._running.get(key)
+        return job.configuration if job is not None and job.stage == "search" else ""
+
+    def _draw(self, name: str) -> Job:
         while True:
-            trial = ask(self._study, self.plan)
+            trial = ask(self._studies[name], self.plan)
             try:
-                return self.plan.search_job(trial.number, trial.params)
+                return self.plan.search_job(name, trial.number, trial.params)
             except BadInput:  # a corner of the space that the fields do not allow together
-                self._study.tell(trial, state=TrialState.FAIL)
+                self._studies[name].tell(trial, state=TrialState.FAIL)
 
-    def _draws(self) -> list[FrozenTrial]:
-        return list(self._study.trials[: self.plan.sweep.search.trials])
+    def _draws(self, name: str) -> list[FrozenTrial]:
+        return list(self._studies[name].trials[: self.plan.sweep.draws(name)])
 
     def _known(self, job: Job) -> bool:
         """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
@@ -208,12 +221,15 @@ class Agenda:
         state: TrialState | None = None,
         rungs: Mapping[int, float] | None = None,
     ) -> None:
-        if job.draw is None or self._study.trials[job.draw].state.is_finished():
+        if job.draw is None:
             return
-        trial = optuna.trial.Trial(self._study, self._study.trials[job.draw]._trial_id)
+        study = self._studies[job.configuration]
+        if study.trials[job.draw].state.is_finished():
+            return
+        trial = optuna.trial.Trial(study, study.trials[job.draw]._trial_id)
         for epoch, objective in (rungs or {}).items():
             trial.report(objective, epoch)
-        self._study.tell(job.draw, value, state=state)
+        study.tell(job.draw, value, state=state)
 
     def _pruned(self, key: str, job: Job, rungs: Mapping[int, float]) -> None:
         epoch = max(rungs)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from bench.scheduling.agenda import Agenda
@@ -55,14 +55,19 @@ class AgendaSearcher(Searcher):
         return {}
 
 
-class Pruner(ASHAScheduler):
-    """Asynchronous successive halving on the objective at the rungs, which tells the searcher whom it stops.
+class Pruner(FIFOScheduler):
+    """Asynchronous successive halving on the objective at the rungs, for each candidate among its own draws.
 
-    Tune ends a pruned and an interrupted trial alike; only the decision itself tells them apart.
+    It tells the searcher whom it stops: Tune ends a pruned and an interrupted trial alike.
     """
 
     def __init__(self, searcher: AgendaSearcher, prune: Prune) -> None:
-        super().__init__(
+        super().__init__()
+        self.searcher = searcher
+        self._halving = {name: self._begun(name, prune) for name in searcher.agenda.plan.sweep.candidates}
+
+    def _begun(self, candidate: str, prune: Prune) -> ASHAScheduler:
+        halving = ASHAScheduler(
             time_attr="epoch",
             metric="rung_objective",
             mode="max",
@@ -70,15 +75,20 @@ class Pruner(ASHAScheduler):
             grace_period=prune.grace,
             reduction_factor=prune.factor,
         )
-        self.searcher = searcher
         # A search that goes on remembers what its earlier draws reached; guarded by a test, since it is Ray's own.
-        for draw, rungs in searcher.agenda.earlier_rungs().items():
+        for draw, rungs in self.searcher.agenda.earlier_rungs(candidate).items():
             for epoch, objective in sorted(rungs.items()):
-                self._brackets[0].on_result(SimpleNamespace(trial_id=f"draw {draw}"), epoch, objective)
+                halving._brackets[0].on_result(SimpleNamespace(trial_id=f"draw {draw}"), epoch, objective)
+        return halving
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on."""
-        action = str(super().on_trial_result(tune_controller, trial, result))
+        halving = self._halving.get(self.searcher.agenda.candidate(trial.trial_id))
+        if halving is None or "rung_objective" not in result:
+            return str(TrialScheduler.CONTINUE)
+        if trial.trial_id not in halving._trial_info:
+            halving.on_trial_add(tune_controller, trial)
+        action = str(halving.on_trial_result(tune_controller, trial, result))
         if action == TrialScheduler.STOP:
             self.searcher.pruned.add(trial.trial_id)
         return action

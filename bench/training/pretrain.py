@@ -44,6 +44,11 @@ class Epoch:
     images_per_second: float
     validation: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Losses and validation figures together, the latter as "val NAME"."""
+        return self.losses | {f"val {name}": value for name, value in self.validation.items()}
+
 
 @dataclass
 class History:
