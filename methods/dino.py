@@ -41,6 +41,9 @@ class DINOConfig(MultiCrop):
 
     outputs: int = Field(1024, ge=2, le=262_144, description="outputs of the head, the classes of no name")
     hidden: int = Field(512, ge=8, le=8192, description="hidden units of the head")
+    norm: bool = Field(
+        True, description="batch norms in the head; the authors' ViTs have none, on short runs they help"
+    )
     bottleneck: int = Field(128, ge=2, le=4096, description="units before the head's last layer")
     temperature: float = Field(0.1, gt=0, le=2, description="the student's")
     freeze: float = Field(0.05, ge=0, le=1, description="share of training in which the last layer stays as drawn")
@@ -58,7 +61,7 @@ class DINO(Method):
 
     def __init__(self, config: DINOConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.head = Head(encoder.dim, config.hidden, config.bottleneck, config.outputs)
+        self.head = Head(encoder.dim, config.hidden, config.bottleneck, config.outputs, config.norm)
         self.teacher, self.teacher_head = twin(encoder), twin(self.head)
         self.register_buffer("centre", torch.zeros(config.outputs))
 
@@ -104,14 +107,17 @@ class Head(nn.Module):
     Fixed norms are the authors' weight normalisation with its gain held at 1, which steadies training (appendix C).
     """
 
-    def __init__(self, features: int, hidden: int, bottleneck: int, outputs: int) -> None:
+    def __init__(self, features: int, hidden: int, bottleneck: int, outputs: int, norm: bool) -> None:
         super().__init__()
-        layers = [nn.Linear(features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)]
-        self.body = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        layers: list[nn.Module] = []
+        for width in (features, hidden):
+            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.last = nn.Linear(bottleneck, outputs, bias=False)
-        for layer in layers:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return float32 `[B,outputs]` in -1..1 of `[B,features]`."""
