@@ -1,0 +1,61 @@
+"""Rotation: tell by which multiple of 90 degrees an image was turned.
+
+Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations" (arXiv 1803.07728): section
+2.1 the task, section 3.1 all four turns of an image in one batch (it beats one random turn). Multiples of 90 degrees
+only: they move pixels and leave no trace of resampling. A network that tells from the light or from a colour cast
+which side was up needs no shapes; colour jitter does not move either, gray views remove the second.
+
+Pictures without an upright pose (a leaf laid on a sheet) cannot be told apart: the accuracy says how far they can.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.augmentation import Augmentation, Crop, Jitter, augment
+from bench.draw import Draw
+from bench.encoders import Encoder
+from bench.heads import mlp
+from bench.images import ImageBatch
+from bench.method import Method, Views
+
+TURNS = 4
+
+
+class RotationConfig(Augmentation):
+    """Rotation's hyperparameters. Views are gentler than contrastive ones: the shape must stay in the picture."""
+
+    crop: Crop = Crop(low=0.5)
+    jitter: Jitter = Jitter(strength=0.5, probability=0.8)
+    hidden: int = Field(0, ge=0, le=8192, description="hidden units of the head; 0: a linear head")
+
+
+class Rotation(Method):
+    """Four-way classification of the turn, with its accuracy beside the loss; chance is ln 4 and 1/4."""
+
+    Config = RotationConfig
+    summary = "tell by which multiple of 90 degrees an image was turned"
+    config: RotationConfig
+
+    def __init__(self, config: RotationConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.head = mlp(encoder.dim, *([config.hidden] if config.hidden else []), TURNS)
+
+    def views(self, images: ImageBatch, draw: Draw, size: int) -> Views:
+        """One random view of each image in all its turns `[B*4,3,size,size]`, the four of an image together."""
+        upright = augment(images, draw, size, self.config)
+        return (torch.stack([upright.rot90(turns, (2, 3)) for turns in range(TURNS)], dim=1).flatten(0, 1),)
+
+    def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
+        """Cross entropy over the four turns (equation 3), and the accuracy."""
+        turned = views[0]
+        turns = torch.arange(TURNS, device=turned.device).repeat(len(turned) // TURNS)
+        logits = self.head(self.encoder(turned)).float()
+        return {"loss": F.cross_entropy(logits, turns), "accuracy": (logits.argmax(1) == turns).float().mean()}
+
+    def validation(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
+        """Loss and accuracy on one fixed view of each validation image."""
+        return self.losses(self.views(images, Draw(0, len(images), device=images.device), size), 0.0)
