@@ -45,6 +45,7 @@ class SRGANConfig(Record):
     encoder: Literal["generator", "discriminator"] = Field("generator", description="the network judged downstream")
     blocks: int = Field(4, ge=1, le=64, description="residual blocks of the generator; 16 in the paper")
     channels: int = Field(32, ge=4, le=512, description="width of the generator; 64 in the paper")
+    kernel: Literal[3, 5, 7, 9] = Field(3, description="side of the generator's last convolution; 9 in the paper")
     removed: int = Field(
         0, ge=0, le=63, description="last residual blocks left out of the encoder; 0, 2, 8 in the study"
     )
@@ -96,7 +97,7 @@ class SRGAN(Method):
         super().__init__(config, generator if mine else discriminator)
         self.encoder.name = encoder.name
         self.other = discriminator if mine else generator
-        self.restorer = sr.Restorer(config.channels, config.removed)
+        self.restorer = sr.Restorer(config.channels, config.removed, config.kernel)
         self.verdict = sr.verdict(discriminator.dim)
         self.content = sr.ContentFeatures() if config.content == "vgg19" else None
 

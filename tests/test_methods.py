@@ -20,6 +20,7 @@ from bench.records import field_paths
 from bench.registry import build, find_method, method_names
 from bench.training.pretrain import pretrain
 from bench.trial import Training
+from bench.weights import imagenet_weights, weights_file
 
 SIZE, BATCH = 32, 8
 TRAINING = Training(image_size=SIZE, epochs=3, batch_size=BATCH, precision="fp32")
@@ -32,6 +33,20 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights_at_hand(tmp_path_factory: pytest.TempPathFactory):
+    """A hub folder that holds random weights of one ResNet: what a method loads is the same on every machine."""
+    folder = tmp_path_factory.mktemp("hub") / "checkpoints"
+    folder.mkdir()
+    torch.save(
+        build_encoder("resnet18", 0).trunk.state_dict(), folder / weights_file(imagenet_weights("resnet18")).name
+    )
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(folder.parent)
+    yield
+    torch.hub.set_dir(before)
 
 
 CLASSES = ("one", "two", "three")
@@ -59,12 +74,12 @@ def pictures(count: int = 24, train: int = 12, val: int = 6) -> Pack:
 def make(name: str, seed: int = 0) -> Method:
     """The method with its defaults on the first encoder that it can be built on."""
     kind = find_method(name)
-    for encoder in (kind.backbone,) if kind.backbone else ("small", "vit_micro"):
+    for encoder in (kind.backbone,) if kind.backbone else ("small", "vit_micro", "resnet18"):
         with contextlib.suppress(BadInput):
             kind.check(kind.Config(), encoder)
             torch.manual_seed(seed)
             return build(name, {}, build_encoder(encoder, seed), len(CLASSES))
-    raise AssertionError(f"{name} can be built neither on small nor on vit_micro")
+    raise AssertionError(f"{name} can be built on none of the encoders tried")
 
 
 def batch(pack: Pack, rows: slice = slice(0, BATCH)) -> ImageBatch:
