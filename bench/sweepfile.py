@@ -136,10 +136,8 @@ def _check_fields(sweep: Sweep, path: Path) -> None:
 
 
 def _check_candidate(sweep: Sweep, name: str, path: Path) -> None:
-    candidate, place = (
-        sweep.candidates[name],
-        f"{path}: " + (f"candidate {name}: " if len(sweep.candidates) > 1 else ""),
-    )
+    candidate = sweep.candidates[name]
+    place = f"{path}: " + (f"candidate {name}: " if len(sweep.candidates) > 1 else "")
     baselines = [baseline for baseline in sweep.confirm.baselines if sweep.of(baseline) == name]
     tables: dict[str, Mapping[str, Any]] = {"set": candidate.set, "space": candidate.space}
     tables |= {f"confirm.baselines ({baseline.name})": baseline.set for baseline in baselines}

@@ -149,7 +149,7 @@ def test_a_sweep_runs_once_and_is_read_by_everyone(workshop):
     shown = workshop.run(sweep)
     lines = shown.splitlines()
     assert lines[0].startswith("packing stripes: 72 images")
-    assert any("best, seed 1 finished" in line for line in lines)
+    assert any("simclr, seed 1 finished" in line for line in lines)
     assert not [line for line in lines if "ray" in line.lower().split() or "[I " in line or "Trial status" in line]
     frame = workshop.frame()
     assert set(frame["status"]) <= {"finished", "pruned"}
@@ -234,7 +234,7 @@ def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, m
     from bench.scheduling.agenda import Agenda
     from bench.scheduling.cluster import connect
     from bench.scheduling.run import run_agenda
-    from bench.sweep import load_sweep
+    from bench.sweepfile import load_sweep
 
     method = workshop.method("fading", FADING)
     monkeypatch.syspath_prepend(workshop.folder)
@@ -280,7 +280,7 @@ def test_poisoned_test_labels_change_no_choice(workshop):
         workshop.run(sweep, "--pretrain-on", str(data), "--evaluate-on", str(data), out=f"out-{kind}")
         frame = workshop.frame(f"out-{kind}")
         search = frame.query("stage == 'search' and status == 'finished'").drop_duplicates("trial_id")
-        chosen = frame.query("configuration == 'best'")["param.temperature"].iloc[0]
+        chosen = frame.query("role == 'best'")["param.temperature"].iloc[0]
         scores = frame.query("split == 'test' and metric == 'top1' and protocol == 'linear'")["value"].tolist()
         best[kind] = (search.set_index("draw")["objective"].sort_index().tolist(), chosen, scores)
     assert best["honest"][:2] == best["poisoned"][:2]
