@@ -1,6 +1,5 @@
 """An encoder judged on the datasets of its trial: everything chosen on train and val, test scored once."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -8,17 +7,18 @@ from typing import Any
 
 import torch
 
-from bench import views
 from bench.data.pack import Pack, open_pack, pack_size
 from bench.data.source import Source, Split
 from bench.encoders import Encoder
 from bench.evaluation import protocols
-from bench.evaluation.linear import Features
+from bench.evaluation.examples import Examples, device_of, split_examples
+from bench.evaluation.finetune import Finetune
+from bench.evaluation.metrics import per_class
+from bench.evaluation.protocols import Task
 from bench.job import Job
 from bench.results.schema import Measurement
 from bench.trial import Evaluation
 
-FEATURE_BATCH = 256
 GPU_SHARE = 0.4  # of the free memory that one pack may take
 
 
@@ -37,40 +37,22 @@ def open_job_pack(job: Job, fingerprint: str, device: torch.device) -> Pack:
     return _open(job.sources[fingerprint].model_dump_json(), size, job.cache, str(device))
 
 
-def device_of(encoder: Encoder) -> torch.device:
-    """Where an encoder's parameters are."""
-    return next(encoder.parameters()).device
-
-
-@torch.inference_mode()
-def extract(encoder: Encoder, pack: Pack, split: Split, size: int) -> Features:
-    """Features `[N,D]` and labels `[N]` of one split: resize, centre crop, no augmentation, full precision."""
-    device = device_of(encoder)
-    was_training = encoder.training
-    encoder.eval()
-    rows = pack.rows(split)
-    parts = []
-    for some in torch.split(rows, FEATURE_BATCH):
-        images = pack.batch(some, device)
-        view = views.crop(images, views.centre_crop(images.aspect), size)
-        parts.append(encoder(view.contiguous(memory_format=torch.channels_last)))
-    encoder.train(was_training)
-    return Features(torch.cat(parts), pack.labels[rows].to(device))
-
-
-def _features(job: Job, encoder: Encoder, evaluation: Evaluation, splits: tuple[Split, ...]) -> Iterator[Features]:
+def _split(job: Job, encoder: Encoder, evaluation: Evaluation, split: Split) -> Examples:
     pack = open_job_pack(job, evaluation.fingerprint, device_of(encoder))
-    for split in splits:
-        yield extract(encoder, pack, split, job.trial.training.image_size)
+    return split_examples(encoder, pack, split, job.trial.training.image_size)
+
+
+def _task(job: Job, evaluation: Evaluation, classes: int) -> Task:
+    return Task(classes, evaluation.metric, job.trial.seed, job.trial.finetune or Finetune())
 
 
 def quick_objective(job: Job, encoder: Encoder) -> float:
     """The mean validation score over the datasets by a cheap linear probe: what pruning decides on."""
     values = []
     for evaluation in job.trial.evaluate:
-        train, val = _features(job, encoder, evaluation, ("train", "val"))
+        train, val = (_split(job, encoder, evaluation, split) for split in ("train", "val"))
         classes = len(open_job_pack(job, evaluation.fingerprint, device_of(encoder)).classes)
-        values.append(protocols.quick_objective(train, val, classes, evaluation.metric))
+        values.append(protocols.quick_objective(train, val, _task(job, evaluation, classes)))
     return fmean(values)
 
 
@@ -84,15 +66,14 @@ def evaluate(job: Job, encoder: Encoder) -> tuple[list[Measurement], float]:
     objectives: list[float] = []
     for evaluation in job.trial.evaluate:
         pack = open_job_pack(job, evaluation.fingerprint, device_of(encoder))
-        train, val = _features(job, encoder, evaluation, ("train", "val"))
-        chosen = [
-            protocols.select(name, train, val, len(pack.classes), evaluation.metric) for name in evaluation.protocols
-        ]
-        (test,) = _features(job, encoder, evaluation, ("test",))
+        task = _task(job, evaluation, len(pack.classes))
+        train, val = (_split(job, encoder, evaluation, split) for split in ("train", "val"))
+        chosen = [protocols.select(name, train, val, task) for name in evaluation.protocols]
+        test = _split(job, encoder, evaluation, "test")
         for selected in chosen:
             if selected.protocol == job.trial.objective:
                 objectives.append(selected.best.scores.value(evaluation.metric))
-            for result in protocols.score(selected, train, val, test, seed=job.trial.seed):
+            for result in protocols.score(selected, train, val, test):
                 rows += _measurements(result, pack.name, evaluation, pack.classes)
     return rows, fmean(objectives)
 
@@ -100,7 +81,7 @@ def evaluate(job: Job, encoder: Encoder) -> tuple[list[Measurement], float]:
 def _measurements(
     result: protocols.Result, dataset: str, evaluation: Evaluation, classes: tuple[str, ...]
 ) -> list[Measurement]:
-    """The rows of one protocol's result: one per metric, and the confusion matrix."""
+    """The rows of one protocol's result: one per metric, and the confusion matrix with its per-class figures."""
     common: dict[str, Any] = {
         "dataset": dataset,
         "dataset_fingerprint": evaluation.fingerprint,
@@ -116,8 +97,6 @@ def _measurements(
         low, high = result.scores.intervals.get(metric, (None, None))
         headline = metric == evaluation.metric
         rows.append(Measurement(**common, metric=metric, headline=headline, value=value, low=low, high=high))
-    confusion = tuple(result.scores.confusion.flatten().tolist())
-    rows.append(
-        Measurement(**common, metric="confusion", headline=False, value=None, confusion=confusion, classes=classes)
-    )
-    return rows
+    counts: list[int] = result.scores.confusion.flatten().tolist()
+    figures = vars(per_class(result.scores.confusion))
+    return [*rows, Measurement(**common, **figures, metric="confusion", value=None, confusion=counts, classes=classes)]

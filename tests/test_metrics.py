@@ -1,10 +1,25 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, f1_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from bench.errors import BadData, UnknownName
-from bench.evaluation.metrics import METRICS, bootstrap, confusion, count_top5, judge, metrics, with_intervals
+from bench.evaluation.metrics import (
+    METRICS,
+    bootstrap,
+    confusion,
+    count_top5,
+    judge,
+    metrics,
+    per_class,
+    with_intervals,
+)
 
 
 def draw(samples: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,3 +107,18 @@ def test_bootstrap_of_a_perfect_classifier_has_no_width() -> None:
     labels = torch.arange(6).repeat(5)
     scores = torch.nn.functional.one_hot(labels, 6).float()
     assert set(with_intervals(judge(scores, labels), 0).intervals.values()) == {(1.0, 1.0)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_per_class_figures_are_sklearns(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels, predicted = random.choice([0, 1, 3, 4], 60), random.choice([0, 1, 2, 4], 60)  # 5 is in neither
+    figures = per_class(confusion(torch.tensor(predicted), torch.tensor(labels), 6))
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=range(6), zero_division=0)
+    assert figures.precision == pytest.approx(precision)
+    assert [0.0 if value is None else value for value in figures.recall] == pytest.approx(recall)
+    assert [0.0 if value is None else value for value in figures.f1] == pytest.approx(f1)
+    assert [k for k, value in enumerate(figures.recall) if value is None] == [2, 5]
+    assert [k for k, value in enumerate(figures.f1) if value is None] == [5]
+    assert figures.precision[3] == figures.f1[3] == 0.0
+    assert all(type(value) is float for value in (*figures.precision, figures.recall[0], figures.f1[0]))

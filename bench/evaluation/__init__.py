@@ -1,1 +1,1 @@
-"""Evaluation: frozen encoder features judged by linear, knn and, later, finetune protocols."""
+"""Evaluation: frozen encoder features judged by the linear and knn protocols, or trained on by finetune."""

@@ -37,6 +37,19 @@ class Scores:
         return self.values[metric]
 
 
+@dataclass(frozen=True)
+class PerClass:
+    """Figures in 0..1 for each of K classes: scikit-learn's precision_recall_fscore_support with zero_division=0.
+
+    `precision` is 0 for a class that is never predicted. Apart from scikit-learn, `recall` is None for a class that
+    the truth lacks, and `f1` for one that the predictions lack as well.
+    """
+
+    precision: tuple[float, ...]
+    recall: tuple[float | None, ...]
+    f1: tuple[float | None, ...]
+
+
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return int64 `[K,K]` counts, true x predicted, on the CPU.
 
@@ -76,6 +89,17 @@ def metrics(matrix: Tensor, top5_hits: int | None) -> dict[str, float]:
     if top5_hits is not None:
         values["top5"] = np.asarray(top5_hits / samples)
     return {name: float(values[name]) for name in METRICS if name in values}
+
+
+def per_class(matrix: Tensor) -> PerClass:
+    """Return the figures of each class of a confusion matrix `[K,K]`."""
+    counts = matrix.numpy()
+    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    return PerClass(
+        precision=tuple((right / np.maximum(predicted, 1)).tolist()),
+        recall=_known(right / np.maximum(true, 1), true > 0),
+        f1=_known(2 * right / np.maximum(true + predicted, 1), true + predicted > 0),
+    )
 
 
 def bootstrap(
@@ -125,3 +149,8 @@ def _rates(right: Array, true: Array, predicted: Array) -> dict[str, Array]:
         "macro_f1": f1.sum(-1) / (true + predicted > 0).sum(-1),
         "weighted_f1": (f1 * true).sum(-1) / samples,
     }
+
+
+def _known(values: Array, known: Array) -> tuple[float | None, ...]:
+    """The values of classes, None where they are not `known`."""
+    return tuple(value if there else None for value, there in zip(values.tolist(), known.tolist(), strict=True))
