@@ -29,7 +29,7 @@ from bench.records import Record
 class Teacher(Record):
     """How the teacher moves and how sharp it is."""
 
-    momentum: float = Field(0.99, ge=0, le=1, description="of its weights at the start; it rises to 1 at the end")
+    momentum: float = Field(0.95, ge=0, le=1, description="of its weights at the start; it rises to 1 at the end")
     start: float = Field(0.04, gt=0, le=1, description="its temperature at the start")
     end: float = Field(0.07, gt=0, le=1, description="its temperature after the warm-up")
     warmup: float = Field(0.3, ge=0, le=1, description="share of training in which its temperature moves")

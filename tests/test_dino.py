@@ -126,7 +126,7 @@ def test_the_teacher_sees_global_views_only_gets_no_gradient_and_follows(encoder
     seen = []
     method.teacher.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
     views = method.views(batch(pictures()), Draw(0, BATCH), SIZE)
-    assert [view.shape[2] for view in views] == [SIZE, SIZE, 16, 16, 16, 16]
+    assert [view.shape[2] for view in views] == [SIZE, SIZE, 16, 16]
     method.losses(views, 0.5)["loss"].backward()
     assert seen == [(2 * BATCH, 3, SIZE, SIZE)]
     with torch.no_grad():
