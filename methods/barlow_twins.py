@@ -6,7 +6,8 @@ the biased variance of the whole batch (a batch norm without scale and shift, ep
 the batch size. The paper has three layers of 8192, four times the encoder's 2048, and lambda 0.005.
 
 The off-diagonal sum grows with the square of the width, the diagonal one with the width: a narrower head wants a larger
-lambda. The paper's views are BYOL's; here both are SimCLR's without blur and solarisation.
+lambda. The sum is of the order of the width, so that the authors' first code scales it by 0.024 for LARS; without that
+plain SGD leaps. The paper's views are BYOL's; here both are SimCLR's without blur and solarisation.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ class BarlowTwinsConfig(Augmentation):
     """Barlow Twins' hyperparameters."""
 
     redundancy: float = Field(0.005, gt=0, le=1, description="lambda: weight of the off-diagonal sum")
+    scale: float = Field(0.024, gt=0, le=1, description="factor of the whole loss, for SGD and LARS; Adam ignores it")
     projection: int = Field(0, ge=0, le=16384, description="outputs of the projector; 0: four times the encoder's")
     hidden: int = Field(0, ge=0, le=16384, description="its hidden units; 0: as many as outputs")
 
@@ -55,7 +57,8 @@ class BarlowTwins(Method):
         """The loss of the whole batch, the same on every worker, and the spread of the embeddings."""
         first, second = (gather(self.projector(self.encoder(view)).float()) for view in views)
         with torch.autocast(first.device.type, enabled=False):
-            return {"loss": barlow_twins(first, second, self.config.redundancy), "spread": spread(first)}
+            loss = barlow_twins(first, second, self.config.redundancy)
+            return {"loss": self.config.scale * loss, "spread": spread(first)}
 
 
 def barlow_twins(first: Tensor, second: Tensor, redundancy: float) -> Tensor:

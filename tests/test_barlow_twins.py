@@ -82,7 +82,8 @@ def test_the_method_s_loss_and_its_collapse_watch():
     views = method.views(batch(pictures()), Draw(0, BATCH), SIZE)
     losses = method.losses(views, 0.0)
     first, second = (method.projector(method.encoder(view)) for view in views)
-    torch.testing.assert_close(losses["loss"], BarlowTwinsLoss(method.config.redundancy)(first, second))
+    expected = method.config.scale * BarlowTwinsLoss(method.config.redundancy)(first, second)
+    torch.testing.assert_close(losses["loss"], expected)
     flat = method.losses([torch.full((BATCH, 3, SIZE, SIZE), 0.5)] * 2, 0.0)
     assert float(flat["spread"]) < 0.05 < 0.5 < float(losses["spread"])
 
