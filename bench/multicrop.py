@@ -35,10 +35,16 @@ class Local(Record):
         return local if local.views or local.model_fields_set == {"views"} else handler({"views": 0})
 
 
+class GlobalCrop(Crop):
+    """Random resized crop of a global view."""
+
+    low: float = Field(0.3, gt=0, le=1, description="smallest share of the image's area")
+
+
 class MultiCrop(Augmentation):
     """The fields that the Config of a method with local views inherits; `crop` is that of the global views."""
 
-    crop: Crop = Crop(low=0.3)
+    crop: GlobalCrop = GlobalCrop()
     local: Local = Local()
 
 

@@ -31,10 +31,16 @@ class Decoder(Record):
     depth: int = Field(2, ge=1, le=12, description="transformer blocks")
 
 
+class MAECrop(Crop):
+    """Random resized crop of larger parts of the image (appendix A.1)."""
+
+    low: float = Field(0.2, gt=0, le=1, description="smallest share of the image's area")
+
+
 class MAEConfig(Record):
     """MAE's hyperparameters."""
 
-    crop: Crop = Crop(low=0.2)
+    crop: MAECrop = MAECrop()
     mask: float = Field(0.75, ge=0.05, le=0.95, description="share of the patches that the encoder does not see")
     normalise: bool = Field(True, description="restore each patch's pixels less their mean, over their deviation")
     decoder: Decoder = Decoder()

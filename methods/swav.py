@@ -29,11 +29,11 @@ class SwAVConfig(MultiCrop):
     """SwAV's hyperparameters."""
 
     prototypes: int = Field(64, ge=2, le=65_536, description="clusters; no more than images in a batch")
-    projection: int = Field(128, ge=2, le=8192, description="outputs of the projection head")
+    projection: int = Field(64, ge=2, le=8192, description="outputs of the projection head")
     hidden: int = Field(0, ge=0, le=8192, description="its hidden units; 0: as many as the encoder has features")
     norm: bool = Field(True, description="batch norm after the head's last layer too; the authors have none")
     temperature: float = Field(0.1, gt=0, le=2, description="of the softmax that predicts the codes")
-    epsilon: float = Field(0.05, gt=0, le=1, description="how soft the codes are; too soft, and all become equal")
+    epsilon: float = Field(0.03, gt=0, le=1, description="how soft the codes are; too soft, and all become equal")
     iterations: int = Field(3, ge=1, le=20, description="of Sinkhorn-Knopp")
     freeze: float = Field(0.05, ge=0, le=1, description="share of training in which the prototypes stay as drawn")
 
