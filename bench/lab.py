@@ -2,8 +2,8 @@
 
 L is 0..100, a and b about -108..98 inside sRGB; white point D65, observer of 2 degrees (IEC 61966-2-1). There is no
 matrix product in the conversions, so that neither autocast nor TF32 rounds them, and no comparison: on a CPU those
-cost more than what they would save. Both curves are their straight part up to the knee plus their power part
-from the knee on.
+cost more than what they would save. Each curve is its straight part up to the knee plus its power part from the
+knee on. Both ways have gradients.
 """
 
 from functools import lru_cache
@@ -32,9 +32,7 @@ def srgb_to_lab(images: Tensor) -> Tensor:
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     for part in _parts(images):
         x, y, z = (_root(xyz) for xyz in _mix(_linear(images[part]), TO_XYZ))
-        torch.sub(x, y, out=x).mul_(500)
-        torch.sub(y, z, out=z).mul_(200)
-        torch.stack((y.mul_(116).sub_(16), x, z), dim=1, out=out[part])
+        out[part] = torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
     return out
 
 
@@ -53,9 +51,9 @@ def lab_to_srgb(lab: Tensor) -> Tensor:
     y = (level + 16) / 116
     xyz = torch.stack((y + a / 500, y, y - b / 200), dim=1)
     light = xyz.clamp(min=KNEE) ** 3 + (xyz.clamp(max=KNEE) - KNEE) * (3 * KNEE**2)
-    linear = torch.stack(_mix(light, FROM_XYZ), dim=1).clamp_(0, 1)
-    bright = _raise(linear.clamp(min=DARK), 1 / POWER).sub_(DARK ** (1 / POWER)).mul_(1 + OFFSET)
-    return bright.add_(linear.clamp_(max=DARK), alpha=SLOPE).clamp_(0, 1)
+    linear = torch.stack(_mix(light, FROM_XYZ), dim=1).clamp(0, 1)
+    bright = _raise(linear.clamp(min=DARK), 1 / POWER).sub(DARK ** (1 / POWER)).mul_(1 + OFFSET)
+    return bright.add_(linear.clamp(max=DARK), alpha=SLOPE).clamp(0, 1)
 
 
 @lru_cache(maxsize=16)
@@ -86,13 +84,13 @@ def _linear(x: Tensor) -> Tensor:
     """Linear light of sRGB's code values."""
     power = _raise(x.clamp(min=BRIGHT).add_(OFFSET).mul_(1 / (1 + OFFSET)), POWER)
     knee = ((BRIGHT + OFFSET) / (1 + OFFSET)) ** POWER
-    return power.sub_(knee).add_(x.clamp(max=BRIGHT), alpha=1 / SLOPE)
+    return power.sub(knee).add_(x.clamp(max=BRIGHT), alpha=1 / SLOPE)
 
 
 def _root(t: Tensor) -> Tensor:
-    """CIE's f: a cube root with a straight part near black; overwrites `t`."""
+    """CIE's f: a cube root with a straight part near black."""
     root = _raise(t.clamp(min=KNEE**3), 1 / 3)
-    return root.add_(t.clamp_(max=KNEE**3).sub_(KNEE**3), alpha=1 / (3 * KNEE**2))
+    return root.add(t.clamp(max=KNEE**3).sub_(KNEE**3), alpha=1 / (3 * KNEE**2))
 
 
 def _raise(x: Tensor, power: float) -> Tensor:

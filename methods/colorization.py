@@ -5,7 +5,8 @@ soft-encoded over its nearest ones, rare colours weighted up (equations 2 to 4),
 (equation 5). The simple mode regresses ab (equation 1). The decoder is a hypercolumn (Larsson et al. 2017, arXiv
 1703.04044, section 3): every stage tells, at the resolution of the target.
 
-The encoder sees gray pictures only, L / 100 in all three channels; what is probed later is fed colours.
+The encoder sees gray pictures only, L / 100 in all three channels, and by default it does so downstream too: one that
+was never shown colours reads them worse than an untrained one does.
 """
 
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ class ColorizationConfig(Record):
     mode: Literal["bins", "regression"] = Field("bins", description="classes of ab cells, or ab itself")
     target: int = Field(4, ge=1, le=32, description="pixels of the view for one pixel of the target, each way")
     hidden: int = Field(64, ge=4, le=4096, description="channels of the hypercolumn")
+    downstream: Literal["lightness", "colours"] = Field(
+        "lightness", description="what the encoder sees when it is used: gray as in training, or the colours"
+    )
     gray: float = Field(5.0, ge=0, le=100, description="pictures whose |a| and |b| stay below it do not count")
     bin: int = Field(10, ge=5, le=40, description="side of the ab cells")
     neighbours: int = Field(10, ge=1, le=16, description="cells over which a colour is encoded; the paper says 5")
@@ -62,6 +66,8 @@ class Colorization(Method):
 
     def __init__(self, config: ColorizationConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
+        if config.downstream == "lightness":
+            encoder.register_forward_pre_hook(_see_gray)
         self.codec = SoftBins(config.bin, config.neighbours, config.sigma) if config.mode == "bins" else None
         classes = len(self.codec.centres) if self.codec else 2
         self.decoder = Hypercolumn(encoder.widths, config.hidden, classes)
@@ -113,7 +119,7 @@ class Colorization(Method):
         """The gray picture of RGB views, and the ab of their mean colours over each pixel of the target."""
         side = max(1, view.shape[2] // self.config.target)
         small = F.adaptive_avg_pool2d(view, side)
-        return (lightness(view) / 100).expand_as(view).contiguous(), srgb_to_lab(small)[:, 1:].contiguous()
+        return gray_picture(view), srgb_to_lab(small)[:, 1:].contiguous()
 
     def validation(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
         """RMSE of ab (in its units), beside that of predicting gray, and the share of pixels in the right cell."""
@@ -134,7 +140,7 @@ class Colorization(Method):
         gray, ab = self._split(original)
         told = F.interpolate(self._colours(self._predict(gray, ab.shape[2])), size=(size, size), mode="bilinear")
         coloured = lab_to_srgb(torch.cat((lightness(original), told), dim=1))
-        rows = torch.cat((lab_to_srgb(F.pad(lightness(original), (0, 0, 0, 0, 0, 2))), coloured, original))
+        rows = torch.cat((gray, coloured, original))
         return {"gray_coloured_original": make_grid(rows, nrow=len(original), padding=2)}
 
     def _colours(self, out: Tensor) -> Tensor:
@@ -199,6 +205,16 @@ class SoftBins(nn.Module):
         least, which = square.topk(self.neighbours, dim=3, largest=False)
         share = torch.softmax(least / (-2 * self.sigma**2), dim=3)
         return near.gather(3, which).permute(0, 3, 1, 2), share.permute(0, 3, 1, 2)
+
+
+def gray_picture(images: Tensor) -> Tensor:
+    """L / 100 of RGB `[B,3,H,W]` in 0..1 in all three channels, in 0..1."""
+    return lightness(images).div(100).clamp(0, 1).expand_as(images).contiguous()
+
+
+def _see_gray(_encoder: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """A hook of `Encoder.forward`; `maps`, which training calls, has gray pictures already."""
+    return (gray_picture(inputs[0]),)
 
 
 def soft_cross_entropy(logits: Tensor, index: Tensor, share: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Colorization: its encoding, weights and losses against the paper's formulas written out, and that it learns."""
 
+import copy
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from methods.colorization import (
     annealed_mean,
     class_weights,
     colourful,
+    gray_picture,
     soft_cross_entropy,
 )
 
@@ -228,6 +230,18 @@ def test_pictures_show_gray_told_and_original():
     first, last = grid[:, 2:34, 2:34], grid[:, -34:-2, 2:34]
     torch.testing.assert_close(first[0], first[1], atol=1e-4, rtol=0)
     assert (last[0] - last[1]).abs().max() > 0.1
+
+
+def test_downstream_the_encoder_sees_what_it_saw_in_training():
+    images = pictures(6).pixels / 255
+    for sees in ("lightness", "colours"):
+        encoder = copy.deepcopy(method(downstream=sees).eval().encoder)  # as finetune takes it
+        expected = gray_picture(images) if sees == "lightness" else images
+        assert torch.equal(encoder(images), encoder.maps(expected)[-1].mean((2, 3)))
+    seen = images.clone().requires_grad_()
+    method().eval().encoder(seen).sum().backward()
+    assert seen.grad.isfinite().all()
+    assert seen.grad.abs().amax((0, 2, 3)).min() > 0
 
 
 def test_regression_has_no_bins():
