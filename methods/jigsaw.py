@@ -6,8 +6,10 @@ edges and colour instead of content: gaps and random places of the tiles, normal
 gray images. The 2021 study (arXiv 2107.13973) cuts 64 px out of each 75 px cell and takes 100 permutations by pairs.
 
 The trunk sees one tile at a time, so to permute tiles is to permute their features: an image's tiles pass through
-the trunk once and the head solves `orders` puzzles of them. The head is what learns slowly (the loss sits at ln P
-for hundreds of steps otherwise), and puzzles are nearly free.
+the trunk once and the head solves `orders` puzzles of them, which is nearly free. On the built-in leaves (1500 images,
+64 px, small encoder, batch 128, AdamW 2e-3, P = 100, ln P = 4.61) 10 epochs end at a validation loss of 1.28 with one
+order, 0.79 with 8, and 0.72 with 8 and tiles of 32 px drawn from a larger view; only the last probes above the
+untrained encoder (0.39 against 0.34 on 200 validation images, one seed each).
 """
 
 import itertools

@@ -5,7 +5,9 @@ Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image R
 only: they move pixels and leave no trace of resampling. A network that tells from the light or from a colour cast
 which side was up needs no shapes; colour jitter does not move either, gray views remove the second.
 
-Pictures without an upright pose (a leaf laid on a sheet) cannot be told apart: the accuracy says how far they can.
+Pictures without an upright pose cannot be told apart. The built-in families are such: they are drawn at any angle and
+in light from any side, so that the loss stays at chance (1.383 after 10 epochs on leaves, ln 4 = 1.386; validation
+accuracy 0.25) and the encoder probes as the untrained one. It is a control there; use it where pictures have an up.
 """
 
 from collections.abc import Mapping
