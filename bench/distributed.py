@@ -121,6 +121,8 @@ def share_batch_norms(module: nn.Module) -> nn.Module:
             state = child.state_dict()
             shared.to(next(iter(state.values())).device if state else None).train(child.training)
             shared.load_state_dict(state)
+            for own, parameter in zip(shared.parameters(), child.parameters(), strict=True):
+                own.requires_grad_(parameter.requires_grad)
             setattr(module, name, shared)
         else:
             share_batch_norms(child)

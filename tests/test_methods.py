@@ -208,6 +208,11 @@ def test_shared_batch_norm_is_batch_norm_in_one_process():
     assert list(twin.state_dict()) == list(plain.state_dict())
 
 
+def test_shared_batch_norms_of_a_frozen_network_stay_frozen():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in share_batch_norms(module).parameters())
+
+
 def test_shared_batch_norms_stay_where_their_module_is():
     module = make("simclr").to("meta").eval()
     share_batch_norms(module)

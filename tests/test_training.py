@@ -98,3 +98,20 @@ def test_a_batch_larger_than_the_data_names_one_that_fits():
     with pytest.raises(BadInput, match=r"--set pretrain\.batch_size=64"):
         steps_per_epoch(100, 128)
     assert math.log2(64) == 6
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
+def test_a_parameter_may_get_its_first_gradient_late(name):
+    training = Training(optimizer=name, lr=0.1, weight_decay=0.0)
+    early, late = (nn.Parameter(torch.ones(2, 3, 3, 3).contiguous(memory_format=torch.channels_last)) for _ in range(2))
+    optimizer = build_optimizer(training, [early, late])
+    early.grad = torch.ones_like(early)
+    optimizer.step()
+    assert not torch.equal(early, late)
+    assert torch.equal(late, torch.ones_like(late))
+    late.grad = torch.ones_like(late)
+    optimizer.step()
+    alone = nn.Parameter(torch.ones_like(early))
+    alone.grad = torch.ones_like(alone)
+    build_optimizer(training, [alone]).step()
+    torch.testing.assert_close(late, alone)

@@ -62,7 +62,7 @@ def build_optimizer(training: Training, parameters: Sequence[Parameter]) -> Opti
     groups = [group for group in groups if group["params"]]
     match training.optimizer:
         case "sgd":
-            return SGD(groups, lr=training.lr, momentum=training.momentum, fused=True)
+            return _begun(SGD(groups, lr=training.lr, momentum=training.momentum, fused=True))
         case "adam":
             return Adam(groups, lr=training.lr, fused=True)
         case "adamw":
@@ -71,6 +71,14 @@ def build_optimizer(training: Training, parameters: Sequence[Parameter]) -> Opti
             for group in groups:
                 group["adapt"] = group["params"] is weights
             return LARS(groups, lr=training.lr, momentum=training.momentum)
+
+
+def _begun(optimizer: SGD) -> SGD:
+    """Give every parameter its momentum, at zero: the fused SGD fails where one gets its first gradient later."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def rate(training: Training, progress: float) -> float:
