@@ -7,7 +7,7 @@ which side was up needs no shapes; colour jitter does not move either, gray view
 
 Pictures without an upright pose cannot be told apart. The built-in families are such: they are drawn at any angle and
 in light from any side, so that the loss stays at chance (1.383 after 10 epochs on leaves, ln 4 = 1.386; validation
-accuracy 0.25) and the encoder probes as the untrained one. It is a control there; use it where pictures have an up.
+accuracy 0.25) and the encoder probes as the untrained one. Photographs of groceries (810, 10 epochs): 1.07 and 0.56.
 """
 
 from collections.abc import Mapping
