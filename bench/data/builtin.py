@@ -37,7 +37,12 @@ class Family(Record):
 
 
 def _family(
-    name: str, title: str, summary: str, classes: Sequence[str], weights: Sequence[float] | None = None
+    name: str,
+    title: str,
+    summary: str,
+    classes: Sequence[str],
+    weights: Sequence[float] | None = None,
+    version: int = 2,
 ) -> Family:
     """A family of the usual size; classes are equally frequent unless `weights` says otherwise."""
     return Family(
@@ -48,7 +53,7 @@ def _family(
         weights=tuple(weights or [1 / len(classes)] * len(classes)),
         counts={"unlabelled": 1500, "train": 300, "val": 200, "test": 400},
         metric="mean_per_class" if weights else "top1",
-        version=2,
+        version=version,
     )
 
 
@@ -64,7 +69,11 @@ FAMILIES: dict[str, Family] = {
         ),
         _family("wings", "Wings (built-in)", "drawn wings; the class is where their eye-spots sit", list(SPOTS)),
         _family(
-            "shells", "Shells (built-in)", "drawn scallops; the class is the spacing of their ridges", list(RIDGES)
+            "shells",
+            "Shells (built-in)",
+            "drawn hanging scallops; the class is the spacing of their ridges",
+            list(RIDGES),
+            version=3,
         ),
     )
 }

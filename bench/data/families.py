@@ -18,6 +18,7 @@ Field = NDArray[Any]  # float32 throughout: numpy keeps it next to Python number
 
 SIZE = 64  # pixels, height and width
 UNIFORMS = 96  # numbers per image that a drawing may use
+TILT = 0.35  # radians that a shell hangs askew: up is up, which is what telling rotations asks
 GRIDS = (4, 9, 20)  # cells across of the noise that textures are made of
 NORMALS = sum(cells**2 for cells in GRIDS) + SIZE**2
 
@@ -75,10 +76,13 @@ class Pose:
     pixel: Field
 
 
-def pose(dice: Dice, scale: tuple[float, float], shift: float) -> Pose:
-    """Any rotation, either hand, a scale, and a shift of at most `shift` half images each way."""
+def pose(dice: Dice, scale: tuple[float, float], shift: float, middle: float = np.pi, tilt: float = np.pi) -> Pose:
+    """A rotation within `tilt` of `middle`, any by default; either hand, a scale, and a shift by part of an image.
+
+    Angles in radians; the shift is at most `shift` half images each way. Local x points to the right at a rotation of 0 and down the image at pi/2; the hand mirrors local y.
+    """
     line = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
-    angle, size = dice.uniform(0, 2 * np.pi), dice.uniform(*scale)
+    angle, size = dice.uniform(middle - tilt, middle + tilt), dice.uniform(*scale)
     x = line[None, None, :] - dice.uniform(-shift, shift)
     y = line[None, :, None] - dice.uniform(-shift, shift)
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
@@ -274,9 +278,9 @@ RIDGES: dict[str, tuple[float, float, float, float]] = {
 
 
 def shell(labels: NDArray[np.int64], dice: Dice) -> Field:
-    """A scallop; the class is the count, spacing or beading of its ridges."""
-    canvas, at = background(dice), pose(dice, (0.9, 1.1), 0.1)
-    x, y = at.x, at.y + 0.95
+    """A hanging scallop; the class is the count, spacing or beading of its ridges."""
+    canvas, at = background(dice), pose(dice, (0.9, 1.1), 0.1, np.pi / 2, TILT)
+    x, y = at.y, at.x + 0.95  # the hinge is at the top
     radius = np.sqrt(x * x + y * y)
     half = dice.uniform(0.7, 0.95)
     across = np.arctan2(x, y) / half
