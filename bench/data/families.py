@@ -77,9 +77,10 @@ class Pose:
 
 
 def pose(dice: Dice, scale: tuple[float, float], shift: float, middle: float = np.pi, tilt: float = np.pi) -> Pose:
-    """A rotation within `tilt` of `middle`, any by default; either hand, a scale, and a shift by part of an image.
+    """A rotation within `tilt` radians of `middle` (any, by default), either hand, a scale, and a shift.
 
-    Angles in radians; the shift is at most `shift` half images each way. Local x points to the right at a rotation of 0 and down the image at pi/2; the hand mirrors local y.
+    The shift is at most `shift` half images each way. Local x points to the right at a rotation of 0 and down the
+    image at pi/2; the hand mirrors local y.
     """
     line = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
     angle, size = dice.uniform(middle - tilt, middle + tilt), dice.uniform(*scale)
