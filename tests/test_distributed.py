@@ -11,16 +11,14 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from bench.distributed import average_gradients, gather, rank, share_batch_norms, world_size
-from bench.registry import find_method, method_names
 from bench.training.pretrain import pretrain
 from methods.simclr import nt_xent
-from tests.test_methods import TRAINING, make, pictures
+from tests.test_methods import TRAINED, TRAINING, make, pictures
 
 WORKERS = 2
 # Gentle SGD: a batch of 8 is chaotic at a usual rate. One process alone, its weights changed by 1e-7, ends 1e-2 apart
 # with Adam at 1e-3 and 1e-6 apart here, so that only a real difference between one worker and two can show.
 GENTLE = TRAINING.model_copy(update={"optimizer": "sgd", "lr": 0.002})
-TRAINED = [name for name in method_names() if find_method(name).trains]
 
 
 def network() -> nn.Module:

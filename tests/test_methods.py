@@ -1,7 +1,14 @@
-"""The conformance suite: what every method in `methods/` must do. A new method is tested here as soon as it exists."""
+"""The conformance suite: what every method in `methods/` must do. A new method is tested here as soon as it exists.
+
+Methods outside the repository pass it too: `BENCH_METHODS=package.module python -m pytest tests/test_methods.py
+tests/test_distributed.py -k package.module`, several names separated by blanks.
+"""
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +28,12 @@ from bench.registry import build, find_method, method_names
 from bench.training.pretrain import pretrain
 from bench.trial import Training
 from bench.weights import imagenet_weights, weights_file
+from tests.test_readme import block
 
 SIZE, BATCH = 32, 8
 TRAINING = Training(image_size=SIZE, epochs=3, batch_size=BATCH, precision="fp32")
-TRAINED = [name for name in method_names() if find_method(name).trains]
+NAMES = [*method_names(), *os.environ.get("BENCH_METHODS", "").split()]
+TRAINED = [name for name in NAMES if find_method(name).trains]
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +104,7 @@ def losses_of(method: Method, views: Views, progress: float = 0.0) -> dict[str, 
     return sums
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_says_what_it_is_and_describes_its_hyperparameters(name):
     method = find_method(name)
     assert 10 < len(method.summary) < 100
@@ -191,7 +200,7 @@ def test_own_figures_and_pictures_are_finite_and_change_nothing(name):
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_encoder_feeds_a_probe(name):
     encoder = make(name).encoder.eval()
     features = encoder(torch.rand(4, 3, SIZE, SIZE))
@@ -258,3 +267,26 @@ def test_a_method_outside_the_repository(tmp_path, monkeypatch):
     (tmp_path / "mine.py").rename(package / "mine.py")
     monkeypatch.syspath_prepend(tmp_path)
     assert find_method("mypackage.mine").summary == "my own pretext task"
+
+
+def test_the_suite_runs_over_a_method_outside_the_repository(tmp_path):
+    """The README's example, as its author would test it; and a copy with a mistake, which is found."""
+    root = Path(__file__).parents[1]
+    text = block("python", "(Method)")
+    package = tmp_path / "outside"
+    package.mkdir()
+    (package / "right.py").write_text(text)
+    (package / "wrong.py").write_text(text.replace("self.encoder(views[0])", "self.encoder(views[0]).detach()"))
+
+    def suite(name: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "tests/test_methods.py", "-k", f"{name} and not the_suite_runs"],
+            cwd=root,
+            env=os.environ | {"BENCH_METHODS": name, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    assert "7 passed" in suite("outside.right")
+    assert "FAILED tests/test_methods.py::test_gradients_reach_every_parameter" in suite("outside.wrong")
