@@ -26,11 +26,23 @@ class Crop(Record):
         return self
 
 
+class WideCrop(Crop):
+    """A crop in which most of the picture stays, for tasks on its shape."""
+
+    low: float = Field(0.5, gt=0, le=1, description="smallest share of the image's area")
+
+
 class Jitter(Record):
     """Colour jitter: brightness, contrast, saturation 0.8 x strength and hue 0.2 x strength, in random order."""
 
     strength: float = Field(0.5, ge=0, le=1.25, description="1.0 is SimCLR's ImageNet setting, 0.5 its CIFAR one")
     probability: float = Field(0.8, ge=0, le=1, description="share of samples that are jittered")
+
+
+class NoJitter(Jitter):
+    """Colour jitter that is left out unless it is asked for."""
+
+    probability: float = Field(0.0, ge=0, le=1, description="share of samples that are jittered")
 
 
 class Blur(Record):
@@ -40,7 +52,11 @@ class Blur(Record):
 
 
 class Augmentation(Record):
-    """SimCLR's views (Chen et al. 2020, section 3 and appendix A): the fields that a method's Config inherits."""
+    """SimCLR's views (Chen et al. 2020, section 3 and appendix A): the fields that a method's Config inherits.
+
+    Other defaults within a part are those of a class of its own (`crop: WideCrop = WideCrop()`): an instance with other
+    values (`Crop(low=0.5)`) would lose them as soon as another field of the part is set.
+    """
 
     crop: Crop = Crop()
     jitter: Jitter = Jitter()

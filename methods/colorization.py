@@ -34,10 +34,16 @@ SHOWN = 8  # pictures drawn
 BINS_ONLY = {"bin", "neighbours", "sigma", "uniform"}
 
 
+class ColorizationCrop(Crop):
+    """Random resized crop of the picture that is told."""
+
+    low: float = Field(0.3, gt=0, le=1, description="smallest share of the image's area")
+
+
 class ColorizationConfig(Record):
     """Colorization's hyperparameters; those of the bins have no effect on the regression."""
 
-    crop: Crop = Crop(low=0.3)
+    crop: ColorizationCrop = ColorizationCrop()
     mode: Literal["bins", "regression"] = Field("bins", description="classes of ab cells, or ab itself")
     target: int = Field(4, ge=1, le=32, description="pixels of the view for one pixel of the target, each way")
     hidden: int = Field(64, ge=4, le=4096, description="channels of the hypercolumn")

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.augmentation import Augmentation, Crop, Jitter, augment
+from bench.augmentation import Augmentation, WideCrop, augment
 from bench.draw import Draw
 from bench.encoders import Encoder, VisionTransformer
 from bench.errors import BadInput
@@ -38,8 +38,7 @@ FLAT = 0.01  # least deviation that a tile is divided by: a flat one stays flat
 class JigsawConfig(Augmentation):
     """Jigsaw's hyperparameters; views are drawn before they are cut."""
 
-    crop: Crop = Crop(low=0.5)
-    jitter: Jitter = Jitter(strength=0.5, probability=0.8)
+    crop: WideCrop = WideCrop()
     grayscale: float = Field(0.3, ge=0, le=1, description="probability of a gray view (section 4.2)")
     grid: int = Field(3, ge=2, le=8, description="tiles per side")
     permutations: int = Field(100, ge=2, le=10_000, description="size P of the set of orders; chance is ln P")

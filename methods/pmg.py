@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.augmentation import Augmentation, Crop, Jitter, augment
+from bench.augmentation import Augmentation, Crop, NoJitter, augment
 from bench.draw import Draw
 from bench.encoders import ENCODERS, OWN, Encoder
 from bench.errors import BadInput
@@ -27,11 +27,17 @@ from bench.patches import shuffle_tiles
 LEVELS = 3  # stages with a head of their own; the step after them takes their concatenation
 
 
+class PMGCrop(Crop):
+    """Random resized crop; 0.66 is the area of 448 in 550 px."""
+
+    low: float = Field(0.66, gt=0, le=1, description="smallest share of the image's area")
+
+
 class PMGConfig(Augmentation):
     """PMG's hyperparameters; views by default as the authors': crop 448 of 550 px, flip, no colour."""
 
-    crop: Crop = Crop(low=0.66)
-    jitter: Jitter = Jitter(strength=0.5, probability=0.0)
+    crop: PMGCrop = PMGCrop()
+    jitter: NoJitter = NoJitter()
     grayscale: float = Field(0.0, ge=0, le=1, description="probability of a gray view")
     finest: Literal[1, 2, 4, 8, 16] = Field(
         8, description="patches per side in the first step, halved in each of the next two; 1: nothing is shuffled"

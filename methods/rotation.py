@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.augmentation import Augmentation, Crop, Jitter, augment
+from bench.augmentation import Augmentation, WideCrop, augment
 from bench.draw import Draw
 from bench.encoders import Encoder
 from bench.heads import mlp
@@ -30,8 +30,7 @@ TURNS = 4
 class RotationConfig(Augmentation):
     """Rotation's hyperparameters. Views are gentler than contrastive ones: the shape must stay in the picture."""
 
-    crop: Crop = Crop(low=0.5)
-    jitter: Jitter = Jitter(strength=0.5, probability=0.8)
+    crop: WideCrop = WideCrop()
     hidden: int = Field(0, ge=0, le=8192, description="hidden units of the head; 0: a linear head")
 
 

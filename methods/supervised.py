@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.augmentation import Augmentation, Crop, Jitter, augment
+from bench.augmentation import Augmentation, Crop, NoJitter, augment
 from bench.distributed import gather
 from bench.draw import Draw
 from bench.encoders import Encoder
@@ -22,11 +22,17 @@ from bench.method import SupervisedMethod, Views
 from bench.patches import numbers
 
 
+class SupervisedCrop(Crop):
+    """Random resized crop of a training view."""
+
+    low: float = Field(0.3, gt=0, le=1, description="smallest share of the image's area")
+
+
 class SupervisedConfig(Augmentation):
     """Settings of plain supervised training."""
 
-    crop: Crop = Crop(low=0.3)
-    jitter: Jitter = Jitter(strength=0.5, probability=0.0)
+    crop: SupervisedCrop = SupervisedCrop()
+    jitter: NoJitter = NoJitter()
     grayscale: float = Field(0.0, ge=0, le=1, description="probability of a gray view")
     smoothing: float = Field(
         0.0, ge=0, lt=1, description="label smoothing: share of the target spread over all classes"
