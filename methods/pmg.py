@@ -4,8 +4,9 @@ Du et al. 2020, "Fine-Grained Visual Classification via Progressive Multi-Granul
 (arXiv 2003.03836). A batch gives four optimiser steps, from fine to coarse: the maps of the stages L-2, L-1 and L
 classify the image cut into 8 x 8, 4 x 4 and 2 x 2 shuffled patches (section 3.3), then their concatenation
 classifies the whole image (section 3.2), whose loss weighs twice in the authors' code. A head is a block of two
-convolutions, global max pooling and a classifier of two layers with ELU. The authors shuffle all images of a batch
-in one way; here each has its own. They train a pretrained trunk at a tenth of the rate; here it starts from scratch.
+convolutions, global max pooling and a classifier of two layers with ELU. What takes no part in a step stays as it is
+in it; in the authors' torch its momentum and decay went on. They shuffle all images of a batch in one way; here each
+has its own. They train a pretrained trunk at a tenth of the rate; here it starts from scratch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,7 @@ class PMG(SupervisedMethod):
     """Three heads on the last three stages and one on all, each trained in a step of its own."""
 
     Config = PMGConfig
+    version = 2
     summary = "supervised, from shuffled fine patches to the whole image (PMG)"
     config: PMGConfig
 
@@ -98,9 +100,6 @@ class PMG(SupervisedMethod):
         level = int(number)
         logits = self.logits(view, level).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
-        # What takes no part in a step has a zero gradient in it and not none, as zero_grad left it in the authors'
-        # torch: today's fused SGD fails where only some of its parameters have met a gradient before.
-        loss = loss + 0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         if level < LEVELS:
             return {"loss": loss, f"loss_level{level + 1}": loss.detach()}
         accuracy = (logits.argmax(1) == labels).float().mean()

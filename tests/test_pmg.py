@@ -86,6 +86,22 @@ TAKE_PART = [
 ]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_what_takes_no_part_in_a_step_stays_as_it_is(optimizer):
+    method = make()
+    training = Training(image_size=32, optimizer=optimizer, lr=1e-2)
+    optimizers = {"loss": build_optimizer(training, method.objectives()["loss"])}
+    for number in range(2):
+        before = {name: parameter.clone() for name, parameter in method.named_parameters()}
+        steps = train_batch(method, optimizers, training, stripes(6), Draw(number, 6), 0.0, 1e-2)
+        for level in range(4):
+            next(steps)
+            for name, parameter in method.named_parameters():
+                takes_part = any(name.startswith(f"{place}.") for place in TAKE_PART[level])
+                assert torch.equal(parameter, before[name]) != takes_part, (number, level, name)
+            before = {name: parameter.clone() for name, parameter in method.named_parameters()}
+
+
 @pytest.mark.parametrize("level", range(4))
 def test_a_step_has_a_gradient_for_its_stages_and_its_head_alone(level):
     method = make()
