@@ -1,5 +1,6 @@
 """Search spaces: what a sweep file says of one hyperparameter, as an Optuna distribution."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -61,6 +62,14 @@ class Domain(Record):
     def ends(self) -> tuple[Value, ...]:
         """The values whose validity implies that of all others: the bounds, or each choice."""
         return self.choice or self.uniform or self.log_uniform or self.integers or ()
+
+    def size(self) -> float:
+        """How many values there are; infinity for a range without a grid."""
+        if self.choice is not None:
+            return len(self.choice)
+        low, high = self.integers or self.uniform or self.log_uniform or (0, 0)
+        step = self.step or (1 if self.integers else 0)
+        return round((high - low) / step) + 1 if step else math.inf
 
     def distribution(self) -> BaseDistribution:
         """Return the Optuna distribution of this domain."""

@@ -1,5 +1,6 @@
 """The Optuna studies of a sweep, one for each candidate: what was drawn, kept beside the results."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bench.draw import mix
 from bench.plan import Plan
+from bench.records import canonical_json
 from bench.space import Value, sampler
+
+SMALL = 1000  # configurations of a space that is small enough to try each once
+ATTEMPTS = 1000  # random draws until one is new
 
 
 def study_path(plan: Plan) -> Path:
@@ -32,15 +37,37 @@ def ask(study: optuna.Study, plan: Plan) -> Trial:
     """Draw the next configuration of a candidate.
 
     Each draw has a sampler of its own: draw n depends on the seed, n and the results so far, not on how often the
-    search was interrupted.
+    search was interrupted. In a small space no configuration is drawn twice before all have been: it would give the
+    same result again.
     """
-    search = plan.sweep.search
-    number = len(study.get_trials(deepcopy=False))
-    # A quasi-random sequence is one sequence: Optuna keeps its place in the study.
-    seed = search.seed if search.sampler == "qmc" else mix(search.seed, number) % 2**32
-    study.sampler = sampler(search.sampler, seed, search.startup)
+    search, drawn = plan.sweep.search, [trial.params for trial in study.get_trials(deepcopy=False)]
+    if search.sampler == "qmc":  # a quasi-random sequence is one sequence: Optuna keeps its place in the study
+        return _ask(study, plan, "qmc", search.seed)
+    name, seed = search.sampler, mix(search.seed, len(drawn)) % 2**32
+    if _untried(plan, study.study_name, drawn) and _ask(_copy(study), plan, name, seed).params in drawn:
+        name, empty = "random", _study(study.study_name, None)
+        others = (mix(search.seed, len(drawn), attempt) % 2**32 for attempt in range(ATTEMPTS))
+        seed = next((other for other in others if _ask(empty, plan, name, other).params not in drawn), seed)
+    return _ask(study, plan, name, seed)
+
+
+def _untried(plan: Plan, candidate: str, drawn: list[dict[str, Value]]) -> bool:
+    """Whether the candidate's space is small and holds configurations that are not `drawn`."""
+    every = math.prod(domain.size() for domain in plan.sweep.candidates[candidate].space.values())
+    return every <= SMALL and len({canonical_json(params) for params in drawn}) < every
+
+
+def _ask(study: optuna.Study, plan: Plan, name: str, seed: int) -> Trial:
+    study.sampler = sampler(name, seed, plan.sweep.search.startup)
     space = plan.sweep.candidates[study.study_name].space
-    return study.ask({name: domain.distribution() for name, domain in space.items()})
+    return study.ask({field: domain.distribution() for field, domain in space.items()})
+
+
+def _copy(study: optuna.Study) -> optuna.Study:
+    """The same study in memory, to see what would be drawn."""
+    copy = _study(study.study_name, None)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    return copy
 
 
 def preview(plan: Plan, candidate: str, count: int) -> Iterator[dict[str, Value]]:

@@ -257,6 +257,19 @@ def test_a_dry_run_shows_the_draws_that_come(plan):
     assert list(preview(plan, "simclr", 3)) == [job.swept for job in jobs[:3]]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_small_space_is_tried_without_repetition(tmp_path, sampler):
+    text = SWEEP.replace("{ log_uniform = [0.1, 1.0] }", "{ choice = [0.1, 0.2, 0.5] }").replace(
+        "trials = 5", "trials = 4"
+    )
+    plan = remake(tmp_path, text, search={"sampler": sampler})
+    shown = list(preview(plan, "simclr", 4))
+    search = [job for job in run(Agenda(plan), temperature) if job.stage == "search"]
+    assert [job.draw for job in search] == [0, 1, 2]  # the fourth repeats one: its result is known
+    assert sorted(map(temperature, search)) == [0.1, 0.2, 0.5]
+    assert [job.swept for job in search[:2]] == shown[:2]
+
+
 def test_what_decides_a_result_is_in_the_id_and_nothing_else(plan, tmp_path):
     base = plan.search_trial("simclr", {"temperature": 0.2})
     same = remake(tmp_path, resources={"workers": 2}, search={"trials": 3}).search_trial("simclr", {"temperature": 0.2})
