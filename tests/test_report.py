@@ -225,6 +225,21 @@ def test_protocols_are_in_order(book: Book):
     assert board["protocol"].str.cat(board["variant"]).tolist() == ["linear", "knnk=20", "knnk=200"]
 
 
+def test_the_protocol_that_chose_comes_first_and_answers(book: Book):
+    places = [("leaves", "finetune", "full"), ("leaves", "knn", "k=20"), ("leaves", "linear", "")]
+    for seed in range(3):
+        book.add(
+            "best",
+            seed,
+            dict(zip(places, (0.7 + 0.01 * seed, 0.4, 0.5), strict=True)),
+            config={"objective": "finetune"},
+        )
+        book.add("without dropout", seed, dict.fromkeys(places, 0.5), config={"objective": "finetune"})
+    assert leaderboard(book.frame, "gamma")["protocol"].drop_duplicates().tolist() == ["finetune", "linear", "knn"]
+    (answer,) = wording.answers(comparison(book.frame, "gamma"))
+    assert "(finetune full), best scores 21.0 points above 'without dropout'" in answer
+
+
 def test_comparison_is_paired_per_dataset_and_overall(frame: pd.DataFrame):
     gaps = comparison(frame, "gamma")
     assert gaps.columns.tolist() == COMPARISON.names

@@ -4,6 +4,7 @@ A leaderboard ranks configurations that were chosen on validation by their test 
 score: while a sweep has no confirmed trials, it shows the one search trial with the best validation objective.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from bench.results.statistics import Difference, average_ranks, mean_over_seeds,
 COLUMNS = tuple(  # what of the ledger a leaderboard needs: reading only these is twice as fast
     """trial_id sweep sweep_id stage configuration role configuration_id method encoder seed draw status error
     error_file reused recorded_at dataset protocol variant split metric headline value samples low high objective
-    swept_numbers swept_texts device_seconds images_per_second peak_memory_bytes""".split()  # noqa: SIM905
+    config swept_numbers swept_texts device_seconds images_per_second peak_memory_bytes""".split()  # noqa: SIM905
 )
 _SCORES = "configuration protocol variant dataset metric seed value low high samples".split()  # noqa: SIM905
 ROLES = ("baseline", "best", "control")  # the order in which the leading candidate is compared with them
@@ -79,13 +80,14 @@ def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> p
     """The sweep's leaderboard as a tidy frame of the columns of `LEADERBOARD`.
 
     A row per configuration x protocol x variant x dataset, scored by each dataset's headline metric or by
-    `metric`; where a configuration lacks what others have, its value is null. The linear protocol first, best rank
-    first. Controls come last and without a rank: they are what the rest is measured against.
+    `metric`; where a configuration lacks what others have, its value is null. The objective's protocol first, best
+    rank first. Controls come last and without a rank: they are what the rest is measured against.
     """
     shown = _shown(frame, sweep)
     scores = _scores(shown, metric)
     heads = _heads(shown)
-    blocks = [_block(heads, rows, protocol, variant) for (protocol, variant), rows in _by_protocol(scores)]
+    groups = _by_protocol(scores, _objective(shown))
+    blocks = [_block(heads, rows, protocol, variant) for (protocol, variant), rows in groups]
     records = [record for block in blocks for record in block]
     return typed_frame(records, LEADERBOARD)
 
@@ -105,7 +107,7 @@ def comparison(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd
     others = shown[shown["configuration"] != leader][["configuration", "role"]].drop_duplicates()
     head = {name: best[name].iloc[0] for name in ("sweep", "sweep_id", "configuration")}
     records = []
-    for (protocol, variant), rows in _by_protocol(_scores(shown, metric)):
+    for (protocol, variant), rows in _by_protocol(_scores(shown, metric), _objective(shown)):
         table = _by_configuration(rows)
         ours = table.get(head["configuration"], {})
         for name, role in sorted(
@@ -178,10 +180,21 @@ def _scores(shown: pd.DataFrame, metric: str | None) -> pd.DataFrame:
     return scores
 
 
-def _by_protocol(rows: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    """The rows by protocol and variant: linear first, k=20 before k=200."""
+def _objective(shown: pd.DataFrame) -> str:
+    """The protocol that the configurations were chosen by."""
+    config = json.loads(str(shown["config"].iloc[0])) if len(shown) else {}
+    return str(config.get("objective", "linear"))
+
+
+def _by_protocol(rows: pd.DataFrame, objective: str) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """The rows by protocol and variant: the objective's first, then linear, k=20 before k=200."""
     groups = [((str(key[0]), str(key[1])), group) for key, group in rows.groupby(["protocol", "variant"])]
-    return sorted(groups, key=lambda item: (item[0][0] != "linear", item[0][0], len(item[0][1]), item[0][1]))
+    return sorted(groups, key=lambda item: _place(item[0], objective))
+
+
+def _place(group: tuple[str, str], objective: str) -> tuple[Any, ...]:
+    protocol, variant = group
+    return protocol != objective, protocol != "linear", protocol, len(variant), variant
 
 
 def _by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float]]]:

@@ -105,7 +105,7 @@ def legend(board: pd.DataFrame) -> str:
 def answers(gaps: pd.DataFrame) -> list[str]:
     """The sweep's question answered from a `comparison`: a sentence per baseline and other candidate.
 
-    Controls answer where there is neither. By the first protocol, which is the linear one where it was evaluated.
+    Controls answer where there is neither. By the first protocol, which is the objective's.
     """
     overall = gaps[gaps["dataset"].isna()]
     rivals = overall[overall["role"] != "control"]
