@@ -347,10 +347,34 @@ def test_each_candidate_is_pruned_among_its_own_draws(tmp_path):
     assert report(weaker, 0.2) == "STOP"
 
 
+def test_a_draw_that_was_pruned_among_those_of_one_candidate_is_run_for_another(tmp_path):
+    agenda = Agenda(remake(tmp_path, SEVERAL))
+    pruned = agenda.take("0")
+    agenda.end("0", {"epoch": 3, "rung_objective": 0.2}, {3: 0.2}, pruned=True)
+    jobs = run(agenda, temperature)
+    assert [job.configuration for job in jobs if job.trial.id == pruned.trial.id] == ["wide"]
+    assert {job.configuration for job in jobs if job.role == "best"} == {"simclr", "plain", "wide"}
+
+
+def test_force_trains_an_encoder_once_for_all_that_share_it(tmp_path):
+    agenda = Agenda(remake(tmp_path, DROPOUT), force=True)
+    first = agenda.take("0")
+    first.folder.mkdir(parents=True)
+    finish(agenda, "0", first, 0.4)
+    second = agenda.take("1")
+    assert second.trial.pretrain_id == first.trial.pretrain_id
+    assert first.folder.exists()
+    assert Agenda(remake(tmp_path, DROPOUT), force=True).take("0").trial == first.trial
+    assert not first.folder.exists()
+
+
+DROPOUT = SWEEP.replace(
+    "temperature = { log_uniform = [0.1, 1.0] }", '"finetune.dropout" = { choice = [0.1, 0.5] }'
+).replace('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["linear", "finetune"]')
+
+
 def test_trials_that_share_an_encoder_do_not_train_it_at_the_same_time(tmp_path):
-    text = SWEEP.replace("temperature = { log_uniform = [0.1, 1.0] }", '"finetune.dropout" = { choice = [0.1, 0.5] }')
-    text = text.replace('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["linear", "finetune"]')
-    agenda = Agenda(remake(tmp_path, text))
+    agenda = Agenda(remake(tmp_path, DROPOUT))
     first = agenda.take("0")
     assert agenda.take("1") is None
     finish(agenda, "0", first, 0.4)

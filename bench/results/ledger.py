@@ -69,16 +69,23 @@ class Listing:
     entries: tuple[Entry, ...]
     strangers: tuple[Path, ...] = ()  # *.parquet files whose names are no ledger file's
 
-    def status(self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None) -> Status | None:
+    def status(
+        self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None, configuration: str | None = None
+    ) -> Status | None:
         """The trial's most final status, None where it is unknown.
 
         A finished trial is finished for everybody. With `sweep` (and `sweep_id`), a pruned or failed trial
-        counts for that sweep (and version) only, because pruning depends on the trials around it.
+        counts for that sweep (and version) only, and with `configuration` a pruned one for that candidate only,
+        because pruning depends on the trials around it.
         """
         found = {
             entry.status
             for entry in self._by_trial.get(trial_id, ())
-            if entry.status == "finished" or _within(entry, sweep, sweep_id)
+            if entry.status == "finished"
+            or (
+                _within(entry, sweep, sweep_id)
+                and (entry.status == "failed" or configuration is None or entry.configuration == _slug(configuration))
+            )
         }
         return next((status for status in _FINALITY if status in found), None)
 
@@ -120,9 +127,11 @@ class Ledger:
         entries.sort(key=lambda entry: _FINALITY.index(entry.status))
         return Listing(tuple(entries), tuple(strangers))
 
-    def status(self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None) -> Status | None:
+    def status(
+        self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None, configuration: str | None = None
+    ) -> Status | None:
         """`Listing.status` of a fresh listing; to ask about many trials, take one `listing()`."""
-        return self.listing(f"{trial_id}.").status(trial_id, sweep, sweep_id)
+        return self.listing(f"{trial_id}.").status(trial_id, sweep, sweep_id, configuration)
 
     def membership(self, sweep: str, stage: Stage, sweep_id: str | None = None) -> dict[str, Status]:
         """`Listing.membership` of a fresh listing."""

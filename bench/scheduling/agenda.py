@@ -57,6 +57,7 @@ class Agenda:
         self._studies = open_studies(plan, fresh=force)
         self._running: dict[str, Job] = {}
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
+        self._trained: set[str] = set()  # pretrain ids of those trials
         self._ahead: Job | None = None
         self._later: list[Job] = []
         self._confirm: deque[Job] | None = None
@@ -82,6 +83,7 @@ class Agenda:
         if job is not None:
             self._running[key] = job
             self._started.add(job.trial.id)
+            self._trained.add(job.trial.pretrain_id)
             emit("start", key, {"job": job})
         return job
 
@@ -177,9 +179,10 @@ class Agenda:
         trial_id = job.trial.id
         if self.force and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep)
-            shutil.rmtree(job.folder, ignore_errors=True)
+            if job.trial.pretrain_id not in self._trained:  # else it is of this command, for another trial
+                shutil.rmtree(job.folder, ignore_errors=True)
             return False
-        status = self.ledger.status(trial_id, job.sweep, job.sweep_id)
+        status = self.ledger.status(trial_id, job.sweep, job.sweep_id, job.configuration)
         if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
             (job.folder / "error.txt").unlink(missing_ok=True)
