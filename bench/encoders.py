@@ -21,7 +21,8 @@ class Encoder(nn.Module):
     """A trunk of stages whose last map is pooled, with the input's normalisation before it.
 
     `stages` names the children of the trunk that run one after the other, stage by stage; `widths` are the channels
-    of each stage's map. Children of the trunk that no stage names are left unused.
+    of each stage's map. Children of the trunk that no stage names are left unused. `see`, where a method sets it, is
+    what `forward` does to images first: who uses the encoder gives it any image. `maps` takes images as they are.
     """
 
     def __init__(self, trunk: nn.Module, stages: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
@@ -29,6 +30,7 @@ class Encoder(nn.Module):
         self.trunk = trunk
         self.stages = tuple(tuple(names) for names in stages)
         self.widths = tuple(widths)
+        self.see: Callable[[Tensor], Tensor] | None = None  # a function of a module: it is copied with the encoder
         self.name = ""  # in `ENCODERS`, where it comes from there
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -42,7 +44,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features `[B,dim]` of float images `[B,3,H,W]` in 0..1."""
-        return self.maps(images)[-1].mean((2, 3))
+        return self.maps(self.seen(images))[-1].mean((2, 3))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """The images `[B,3,H,W]` in 0..1 as `see` shows them to the trunk."""
+        return images if self.see is None else self.see(images)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the map `[B,C,h,w]` after each stage, `widths` its channels, of float images `[B,3,H,W]` in 0..1."""
@@ -107,7 +113,7 @@ class VisionTransformer(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features `[B,dim]` of float images `[B,3,H,W]` in 0..1."""
-        return self.blocks(self.embed(images))[-1].mean(1)
+        return self.blocks(self.embed(self.seen(images)))[-1].mean(1)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the tokens after each stage as maps `[B,width,H/patch,W/patch]`."""

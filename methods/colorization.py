@@ -73,7 +73,7 @@ class Colorization(Method):
     def __init__(self, config: ColorizationConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         if config.downstream == "lightness":
-            encoder.register_forward_pre_hook(_see_gray)
+            encoder.see = gray_picture  # in `forward`; `maps`, which training calls, is given gray pictures
         self.codec = SoftBins(config.bin, config.neighbours, config.sigma) if config.mode == "bins" else None
         classes = len(self.codec.centres) if self.codec else 2
         self.decoder = Hypercolumn(encoder.widths, config.hidden, classes)
@@ -216,11 +216,6 @@ class SoftBins(nn.Module):
 def gray_picture(images: Tensor) -> Tensor:
     """L / 100 of RGB `[B,3,H,W]` in 0..1 in all three channels, in 0..1."""
     return lightness(images).div(100).clamp(0, 1).expand_as(images).contiguous()
-
-
-def _see_gray(_encoder: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A hook of `Encoder.forward`; `maps`, which training calls, has gray pictures already."""
-    return (gray_picture(inputs[0]),)
 
 
 def soft_cross_entropy(logits: Tensor, index: Tensor, share: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Encoders: stages, maps, image sizes, seeds, and torchvision's own networks behind them."""
 
+import copy
 import math
 
 import pytest
@@ -145,6 +146,22 @@ def test_features_do_not_depend_on_the_neighbours_in_a_batch():
         encoder = build_encoder(name, 0).eval()
         with torch.no_grad():
             torch.testing.assert_close(encoder(images)[1:2], encoder(images[1:2]), msg=name)
+
+
+def half(images: torch.Tensor) -> torch.Tensor:
+    return images / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_encoder_sees_goes_with_it_and_is_applied_once(name):
+    encoder, images = build_encoder(name, 0).eval(), picture(64, 64)
+    with torch.no_grad():
+        expected, maps = encoder(half(images)), encoder.maps(images)
+        encoder.see = half
+        for each in (encoder, copy.deepcopy(encoder)):
+            assert torch.equal(each(images), expected)
+            assert all(torch.equal(one, other) for one, other in zip(each.maps(images), maps, strict=True))
+    assert list(encoder.state_dict()) == list(build_encoder(name, 0).state_dict())
 
 
 def test_cards():
