@@ -9,8 +9,9 @@ from torch import nn
 from bench.errors import BadInput, TrialFailed
 from bench.training import checkpoint
 from bench.training.optimisers import LARS, build_optimizer, rate
-from bench.training.pretrain import steps_per_epoch
+from bench.training.pretrain import pretrain, steps_per_epoch
 from bench.trial import Training
+from tests.test_methods import TRAINING, make, pictures
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_a_cosine():
@@ -115,3 +116,10 @@ def test_a_parameter_may_get_its_first_gradient_late(name):
     alone.grad = torch.ones_like(alone)
     build_optimizer(training, [alone]).step()
     torch.testing.assert_close(late, alone)
+
+
+def test_a_figure_that_is_not_finite_fails_the_trial_by_name(tmp_path, monkeypatch):
+    method = make("rotation")
+    monkeypatch.setattr(type(method), "validation", lambda *_: {"accuracy": torch.tensor(float("inf"))})
+    with pytest.raises(TrialFailed, match=r"'val accuracy' is not finite in epoch 1"):
+        pretrain(method, pictures(), TRAINING, 0, state=tmp_path / "state.safetensors")

@@ -127,11 +127,12 @@ class _Run:
                     counts[name] = counts.get(name, 0) + 1
         means = {name: float(average(total)) / counts[name] for name, total in sums.items()}
         seconds = time.perf_counter() - start
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        images = self.steps * self.training.batch_size
+        epoch = Epoch(number, self.training.epochs, means, seconds, images / seconds, self._validation())
+        bad = [name for name, value in epoch.figures.items() if not math.isfinite(value)]
         if bad:
             raise TrialFailed(f"the loss {bad[0]!r} is not finite in epoch {number}: try a lower learning rate")
-        images = self.steps * self.training.batch_size
-        return Epoch(number, self.training.epochs, means, seconds, images / seconds, self._validation())
+        return epoch
 
     def _order(self, number: int) -> Tensor:
         """The rows of an epoch; labelled ones come round again until the epoch is as long as an unlabelled one."""
