@@ -53,7 +53,7 @@ class Change(Record):
 class Sometimes(Change):
     """A change of some samples only."""
 
-    probability: float = Field(1.0, ge=0, le=1, description="share of samples that are changed")
+    probability: float = Field(1.0, gt=0, le=1, description="share of samples that are changed; none: switch it off")
 
     def share(self, view: int) -> float:
         """The share of samples whose `view` (0 or 1) is changed."""

@@ -196,3 +196,9 @@ def test_every_change_can_be_swept():
 def test_wrong_values_are_named(wrong, says):
     with pytest.raises(BadInput, match=says):
         configure("simclr", wrong, "test")
+
+
+@pytest.mark.parametrize("change", ["coarse_dropout", "patch_swap", "jigsaw", "local_jigsaw"])
+def test_a_change_of_no_sample_is_said_by_switching_it_off(change):
+    with pytest.raises(BadInput, match="greater than 0"):
+        configure("simclr", {change: {"enabled": True, "probability": 0.0}}, "test")
