@@ -105,11 +105,14 @@ class ContentFeatures:
         kept = {name.removeprefix("features."): v for name, v in state.items() if name.startswith("features.")}
         layers.load_state_dict(kept, assign=True)
         self._layers = layers[:VGG_5_4].eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return `[B,512,H/16,W/16]` of images `[B,3,H,W]`."""
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        features: Tensor = self._layers.to(images.device)((images - mean) / std)
+        if self._mean.device != images.device:  # once: a copy in every step would wait for the device
+            self._layers.to(images.device)
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        features: Tensor = self._layers((images - self._mean) / self._std)
         return features
 
 
