@@ -62,14 +62,14 @@ def run(
         "method": method,
         "pretrain": {"dataset": pretrain_on},
         "evaluate": {"datasets": evaluate_on.split(",") if evaluate_on else None},
-        "search": {"trials": trials},
         "resources": {"workers": workers},
     }
     from bench.sweepfile import load_sweep
 
     sys.path.append(str(Path.cwd()))  # a method of the user's own is found where they are
-    settings = [*(settings or ()), *([] if epochs is None else [f"pretrain.epochs={epochs}"])]
-    only = candidates.split(",") if candidates else ()
+    given = {"pretrain.epochs": epochs, "search.trials": trials}
+    settings = [*(settings or ()), *(f"{path}={value}" for path, value in given.items() if value is not None)]
+    only = [name.strip() for name in candidates.split(",")] if candidates else ()
     loaded = load_sweep(sweep, profile=profile, only=only, over=_given(over), settings=settings)
     if dry_run:
         from bench.plan import local_hardware

@@ -127,8 +127,9 @@ class Sweep(Record):
             ("evaluate.datasets", self.evaluate.datasets),
             ("evaluate.protocols", self.evaluate.protocols),
             *(
-                (f"space of {name}", [split_path(path) for path in candidate.space])
+                (f"{table} of {name}", [split_path(path) for path in getattr(candidate, table)])
                 for name, candidate in self.candidates.items()
+                for table in ("set", "space")
             ),
         ):
             if len(set(values)) < len(values):

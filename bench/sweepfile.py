@@ -66,9 +66,12 @@ def _table(value: Any, place: str) -> dict[str, Any]:
 def _candidates(data: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write a sweep of one method (`method`, [set], [space]) as a sweep of one candidate."""
     alone = {key: data[key] for key in ("method", "set", "space") if key in data}
-    for key in ("set", "space", "pretrain", "candidates"):
+    for key in ("set", "space", "pretrain", "candidates", "confirm"):
         _table(data.get(key, {}), f"{path}: {key}")
     if "candidates" in data:
+        for name, candidate in data["candidates"].items():
+            for key in ("set", "space"):
+                _table(_table(candidate, f"{path}: candidates.{name}").get(key, {}), f"{path}: candidates.{name}.{key}")
         if alone:
             raise BadInput(f"{path}: {', '.join(alone)}: with [candidates], each has its own")
         return data
@@ -88,7 +91,10 @@ def _only(data: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         return data
     confirm = dict(data.get("confirm", {}))
     several = len(data["candidates"]) > 1
-    baselines = [row for row in confirm.get("baselines", ()) if not several or row.get("of") in names]
+    rows = confirm.get("baselines", ())
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
+        return data  # and the sweep's own check says what is wrong
+    baselines = [row for row in rows if not several or row.get("of") in names]
     kept = {name: table for name, table in data["candidates"].items() if name in names}
     return data | {"candidates": kept, "confirm": confirm | ({"baselines": baselines} if baselines or several else {})}
 
@@ -100,6 +106,8 @@ def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, 
         head, _, rest = path.partition(".")
         if head in sections:
             data = set_path(data, path, value)
+            if path == "search.trials":
+                data = data | {"candidates": _without_trials(data["candidates"])}
         elif head in ("pretrain", "finetune") and rest:
             data = _fix(set_path(data, path, value), list(data["candidates"]), path)
         elif head in data["candidates"] and rest:
@@ -110,6 +118,11 @@ def _apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, 
             names = ", ".join(data["candidates"])
             raise BadInput(f"--set {path}: say of which candidate, as in CANDIDATE.FIELD=VALUE; there are: {names}")
     return data
+
+
+def _without_trials(candidates: Mapping[str, Any]) -> dict[str, Any]:
+    """The candidates without numbers of draws of their own."""
+    return {name: {key: table[key] for key in table if key != "trials"} for name, table in candidates.items()}
 
 
 def _fix(data: dict[str, Any], names: Sequence[str], path: str, value: Any = None) -> dict[str, Any]:
@@ -142,6 +155,9 @@ def _check_candidate(sweep: Sweep, name: str, path: Path) -> None:
     tables: dict[str, Mapping[str, Any]] = {"set": candidate.set, "space": candidate.space}
     tables |= {f"confirm.baselines ({baseline.name})": baseline.set for baseline in baselines}
     fields = _fields(sweep.method(name))
+    idle = [key for key in candidate.space if split_path(key)[0] == "finetune"]
+    if idle and (objective := sweep.evaluate.objective) != "finetune":
+        raise BadInput(f"{place}[space] {idle[0]} cannot be chosen by evaluate.objective {objective!r}; use 'finetune'")
     for table, keys in tables.items():
         for key in keys:
             if ".".join(split_path(key)) not in fields:

@@ -370,7 +370,7 @@ def test_force_trains_an_encoder_once_for_all_that_share_it(tmp_path):
 
 DROPOUT = SWEEP.replace(
     "temperature = { log_uniform = [0.1, 1.0] }", '"finetune.dropout" = { choice = [0.1, 0.5] }'
-).replace('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["linear", "finetune"]')
+).replace('datasets = ["leaves"]', 'datasets = ["leaves"]\nprotocols = ["linear", "finetune"]\nobjective = "finetune"')
 
 
 def test_trials_that_share_an_encoder_do_not_train_it_at_the_same_time(tmp_path):

@@ -78,7 +78,7 @@ def test_list_and_show(bench):
     assert code == 0
     for name in (*method_names(), "leaves", "wings", "shells", "simclr_gamma", "resnet50", "linear", "knn"):
         assert name in out
-    assert "temperature" not in out
+    assert "weight_decay" not in out
     code, out, _ = bench("list", "encoders")
     assert "resnet18" in out
     assert "simclr" not in out

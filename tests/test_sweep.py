@@ -124,7 +124,11 @@ def test_a_sweep_of_several_methods_has_a_space_for_each(tmp_path):
         ('"gamma.views" = "both"', '"gamma.veiws" = "both"', r"candidate simclr: .* did you mean 'method.gamma.views'"),
         ("[search]", "[set]\ntemperature = 0.2\n[search]", r"set: with \[candidates\], each has its own"),
         ("controls = []", 'controls = ["random_init"]', r"a name is used twice"),
-        ("space = { ", 'spaec = { "x" = 1 }\nspace = { ', r"unknown key 'candidates.simclr.spaec'; did you mean 'space'"),
+        (
+            "space = { ",
+            'spaec = { "x" = 1 }\nspace = { ',
+            r"unknown key 'candidates.simclr.spaec'; did you mean 'space'",
+        ),
     ],
 )
 def test_a_wrong_candidate_is_one_clear_error(tmp_path, old, new, message):
@@ -133,6 +137,55 @@ def test_a_wrong_candidate_is_one_clear_error(tmp_path, old, new, message):
     path.write_text(SEVERAL.replace(old, new))
     with pytest.raises(BadInput, match=message):
         load_sweep(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[candidates.random_init]", "[candidates]\nrandom_init = 3", r"candidates.random_init must be a table"),
+        (
+            "[candidates.random_init]",
+            "[candidates.random_init]\nset = 3",
+            r"candidates.random_init.set must be a table",
+        ),
+        ("[confirm]", "[not_confirm]", r"unknown key 'not_confirm'"),
+        ('{ name = "both views"', '3, { name = "both views"', r"confirm.baselines.0: .* \(given: 3\)"),
+    ],
+)
+def test_a_wrong_table_is_a_clear_error_also_with_options(tmp_path, old, new, message):
+    assert old in SEVERAL
+    path = tmp_path / "several.toml"
+    text = SEVERAL.replace(old, new)
+    if new.startswith("[candidates]"):  # TOML wants the table before those in it
+        text = text.replace(new, "").replace("[candidates.plain]", f"{new}\n[candidates.plain]")
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_sweep(str(path), only=["simclr"], settings=["pretrain.lr=0.1"])
+
+
+def test_a_field_that_the_objective_does_not_see_cannot_be_searched(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL.replace("temperature = {", '"finetune.dropout" = {'))
+    settings = ['evaluate.protocols=["linear", "finetune"]']
+    with pytest.raises(BadInput, match=r"finetune.dropout cannot be chosen by evaluate.objective 'linear'"):
+        load_sweep(str(path), settings=settings)
+    load_sweep(str(path), settings=[*settings, "evaluate.objective=finetune"])
+
+
+def test_a_field_set_by_two_spellings_is_refused(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(
+        SEVERAL.replace('"gamma.enabled" = false,', '"gamma.views" = "one", "method.gamma.views" = "both",')
+    )
+    with pytest.raises(BadInput, match=r"set of plain: something is named twice"):
+        load_sweep(str(path))
+
+
+def test_the_number_of_draws_on_the_command_line_holds_for_every_candidate(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(SEVERAL.replace("[candidates.simclr]", "[candidates.simclr]\ntrials = 9"))
+    assert load_sweep(str(path)).draws("simclr") == 9
+    assert load_sweep(str(path), settings=["search.trials=2"]).draws("simclr") == 2
 
 
 def test_the_command_line_names_candidates(tmp_path):
