@@ -5,6 +5,10 @@ Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image R
 only: they move pixels and leave no trace of resampling. A network that tells from the light or from a colour cast
 which side was up needs no shapes; colour jitter does not move either, gray views remove the second.
 
+One trace is left: a pack stretches its images to one canvas, so that an image of other proportions is finer along one
+axis than along the other, which tells quarter turns from half ones. On noise of 3:4 on a canvas of 4:3 (96 px high,
+views of 64 px) the accuracy reaches 0.46, where canvas and images have the same proportions 0.25.
+
 Pictures without an upright pose cannot be told apart. The built-in families are such: they are drawn at any angle and
 in light from any side, so that the loss stays at chance (1.383 after 10 epochs on leaves, ln 4 = 1.386; validation
 accuracy 0.25) and the encoder probes as the untrained one. Photographs of groceries (810, 10 epochs): 1.07 and 0.56.
