@@ -15,7 +15,8 @@ from bench.trial import Training
 class LARS(Optimizer):
     """SGD with momentum whose rate follows each layer's weight-to-gradient norm (You et al. 2017, algorithm 1).
 
-    Groups with `adapt` false (biases, normalisation) are updated by plain momentum SGD, as in SimCLR.
+    Groups with `adapt` false (biases, normalisation) are updated by plain momentum SGD, as in SimCLR. As in torch's SGD
+    the rate multiplies the momentum and not what enters it: the two differ while the rate changes.
     """
 
     def __init__(
