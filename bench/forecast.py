@@ -69,7 +69,7 @@ def _trials(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job], settled
     listing = Ledger(plan.out).listing()
     for name, jobs in draws.items():
         for job in jobs:
-            state = listing.status(job.trial.id, job.sweep, job.sweep_id) or "to run"
+            state = listing.status(job.trial.id, job.sweep, job.sweep_id, job.configuration) or "to run"
             table.add_row(escape(label(job)), job.trial.id[:8], state, escape(describe(job.swept)))
         if sweep.draws(name) > len(jobs):
             more = f"... {sweep.draws(name) - len(jobs)} more"
@@ -87,17 +87,18 @@ def _time(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job]) -> str:
     sweep, rows = plan.sweep, plan.pretrain.counts["unlabelled"] or plan.pretrain.counts["train"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_worker)))
-    seconds: dict[str, float] = {}  # of one trial, by what is trained
-    trials = [job.trial for job in confirm if find_method(job.trial.method).trains]
-    trials += [jobs[0].trial for name, jobs in draws.items() for _ in range(sweep.draws(name))]
-    for trial in trials:
-        if trial.method not in seconds:
-            steps = steps_per_epoch(rows, trial.training.batch_size) * trial.training.epochs
-            seconds[trial.method] = steps * _seconds_per_step(trial, device) if steps else 0.0
+    seconds: dict[str, float] = {}  # of one trial, by its name in the leaderboard
+    jobs = [job for job in confirm if find_method(job.trial.method).trains]
+    jobs += [first for name, (first, *_) in draws.items() for _ in range(sweep.draws(name))]
+    for job in jobs:
+        if job.configuration not in seconds:
+            training = job.trial.training
+            steps = steps_per_epoch(rows, training.batch_size) * training.epochs if training.epochs else 0
+            seconds[job.configuration] = steps * _seconds_per_step(job.trial, device) if steps else 0.0
     each = ", ".join(f"{clock(spent)} ({escape(name)})" for name, spent in seconds.items())
-    whole = sum(seconds[trial.method] for trial in trials)
+    whole = sum(seconds[job.configuration] for job in jobs)
     return (
-        f"device time: about {clock(whole)} of pretraining for {len(trials)} trials if none is pruned; per trial "
+        f"device time: about {clock(whole)} of pretraining for {len(jobs)} trials if none is pruned; per trial "
         f"{each} (from {TIMED_STEPS} steps timed on this {device.type}), evaluation not counted"
     )
 

@@ -1,15 +1,19 @@
 """The agenda without Ray: what runs next, what is known already, and that test scores choose nothing."""
 
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench.execution import trial_facts
+from bench.forecast import forecast
 from bench.job import Job
 from bench.plan import Plan, make_plan
+from bench.results.leaderboard import of_sweep
 from bench.results.ledger import Ledger
 from bench.results.questions import questions
 from bench.results.schema import Measurement, rows_table
@@ -257,6 +261,18 @@ def test_a_dry_run_shows_the_draws_that_come(plan):
     assert list(preview(plan, "simclr", 3)) == [job.swept for job in jobs[:3]]
 
 
+def test_a_dry_run_times_each_candidate_and_what_is_not_trained_not_at_all(tmp_path, monkeypatch):
+    text = SEVERAL + 'baselines = [{ name = "untrained", of = "plain", set = { "pretrain.epochs" = 0 } }]'
+    steps = {True: 0.1, False: 0.2}  # seconds, by whether gamma is on
+    monkeypatch.setattr("bench.forecast._seconds_per_step", lambda trial, _: steps[trial.config["gamma"]["enabled"]])
+    file = StringIO()
+    Console(file=file, width=400).print(forecast(remake(tmp_path, text)))
+    said = file.getvalue().splitlines()[-1]
+    # 9 epochs of 11 steps: 4 + 2 * 2 trials of 9.9 s, 1 + 2 trials of 19.8 s, and 2 of none
+    assert "about 2:19 of pretraining for 13 trials" in said
+    assert "0:10 (simclr), 0:20 (plain), 0:00 (untrained), 0:10 (wide)" in said
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_small_space_is_tried_without_repetition(tmp_path, sampler):
     text = SWEEP.replace("{ log_uniform = [0.1, 1.0] }", "{ choice = [0.1, 0.2, 0.5] }").replace(
@@ -325,6 +341,23 @@ def test_each_candidate_is_searched_and_confirmed(tmp_path):
     again = Agenda(remake(tmp_path, SEVERAL))
     assert again.is_done()
     assert {again.best(name).value for name in ("simclr", "plain")} == {temperature(best), 0.2}
+
+
+def test_the_version_that_was_asked_for_last_is_reported(tmp_path):
+    run(Agenda(remake(tmp_path, SEVERAL)), temperature)
+    path = tmp_path / "mine.toml"
+    few = make_plan(load_sweep(str(path), only=["simclr"]), out=tmp_path / "out", cache=tmp_path / "cache")
+
+    def shown() -> set[str]:
+        frame = Ledger(tmp_path / "out").read().frame
+        return set(frame[frame["sweep_id"] == of_sweep(frame, "mine")["sweep_id"].iloc[0]]["configuration"])
+
+    assert run(Agenda(few), temperature) == []  # all of it is known
+    assert shown() == {"simclr", "random_init"}
+    before = Ledger(tmp_path / "out").read().frame.drop(columns="recorded_at")
+    assert Agenda(remake(tmp_path, SEVERAL)).is_done()
+    assert shown() == {"simclr", "plain", "wide", "random_init"}
+    assert Ledger(tmp_path / "out").read().frame.drop(columns="recorded_at").equals(before)
 
 
 def test_each_candidate_is_pruned_among_its_own_draws(tmp_path):

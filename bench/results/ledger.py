@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -168,6 +168,14 @@ class Ledger:
                 return self.write(_moved(table, membership, objective))
         return None
 
+    def renew(self, sweep: str, sweep_id: str) -> None:
+        """Make a version of a sweep the one recorded last, where another is; its rows stay as they are otherwise."""
+        entries = [entry for entry in self.listing().entries if _within(entry, sweep, None)]
+        own = [entry for entry in entries if entry.stage == "search" and _within(entry, sweep, sweep_id)]
+        table = _read_file(own[0].path, None) if own and len({entry.version for entry in entries}) > 1 else ""
+        if not isinstance(table, str):
+            _write_whole(_with_columns(table, {"recorded_at": datetime.now(UTC)}), own[0].path)
+
     def remove(self, trial_id: str, *, sweep: str | None = None, status: Status | None = None) -> int:
         """Forget a trial, or only its records in `sweep` or with `status`; returns the number of files removed."""
         return self._discard(
@@ -294,6 +302,11 @@ def _moved(table: Any, membership: Membership, objective: float | None) -> Any:
     changed = membership.columns() | {"reused": True, "recorded_at": datetime.now(UTC)}
     if objective is not None:
         changed["objective"] = objective
+    return _with_columns(table, changed)
+
+
+def _with_columns(table: Any, changed: Mapping[str, Any]) -> Any:
+    """`table` with a value for all rows in each column of `changed`."""
     for name, value in changed.items():
         index = SCHEMA.get_field_index(name)
         column = pa.array([value] * table.num_rows, type=SCHEMA.field(index).type)

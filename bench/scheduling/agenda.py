@@ -52,6 +52,7 @@ class Agenda:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
         plan.record()
         self.ledger = Ledger(plan.out)
+        self.ledger.renew(plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
         self.tally = Tally()
         self.interrupted = False
         self._studies = open_studies(plan, fresh=force)
