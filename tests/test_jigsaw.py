@@ -18,6 +18,7 @@ from bench.training.pretrain import train_batch
 from bench.trial import Training
 
 STILL = {"crop": {"low": 1.0, "flip": 0.0}, "jitter": {"probability": 0.0}, "grayscale": 0.0}
+STILL |= {"tile": 8, "gap": 0.2}  # cells of 10 px, a view of 30 px
 RAW = STILL | {"normalise": False}
 
 
@@ -59,10 +60,10 @@ def corners(tiles: torch.Tensor) -> torch.Tensor:
     return (tiles[:, :2, 0, 0] * 255 / 8).round().long()
 
 
-@pytest.mark.parametrize(("gap", "side"), [(0.0, 10), (0.15, 8), (0.2, 8)])
+@pytest.mark.parametrize(("gap", "side"), [(0.0, 10), (0.1, 9), (0.2, 8)])
 @pytest.mark.parametrize("shift", [True, False])
 def test_a_tile_is_a_window_of_its_cell(gap, side, shift):
-    method = make(RAW | {"gap": gap, "shift": shift, "permutations": 2})
+    method = make(RAW | {"tile": side, "gap": gap, "shift": shift, "permutations": 2})
     tiles, which = method.views(ramps(40), Draw(0, 40), 30)
     assert tiles.shape == (40 * 9, 3, side, side)
     assert which.shape == (40, 8)
@@ -80,7 +81,7 @@ def test_a_tile_is_a_window_of_its_cell(gap, side, shift):
 
 @pytest.mark.parametrize("choice", ["greedy", "pairs"])
 def test_the_head_sees_the_tiles_in_the_order_that_it_must_name(choice):
-    method = make(RAW | {"gap": 0.0, "permutations": 20, "orders": 3, "choice": choice}).eval()
+    method = make(RAW | {"tile": 10, "gap": 0.0, "permutations": 20, "orders": 3, "choice": choice}).eval()
     assert torch.equal(method.orders, permutation_set(3, 20, choice, 0.9))
     images = ramps(6)
     tiles, which = method.views(images, Draw(0, 6), 30)
@@ -127,29 +128,29 @@ def test_loss_and_accuracy_are_those_of_the_numbers_of_the_orders():
     )
 
 
-def test_tiles_of_a_side_that_is_asked_for():
-    tiles, _ = make(RAW | {"tile": 17}).views(grains(3), Draw(0, 3), 30)
-    assert tiles.shape == (27, 3, 17, 17)
+@pytest.mark.parametrize(
+    ("tile", "encoder", "size", "side", "cell"),
+    [(17, "small", 30, 17, 20), (0, "small", 30, 15, 18), (0, "small", 64, 32, 38), (0, "vit_micro", 56, 24, 28)],
+)
+def test_a_tile_has_the_side_that_is_asked_for_or_half_of_a_views(tile, encoder, size, side, cell):
+    method = make({"tile": tile}, encoder)
+    assert method.sides(size) == (side, cell)
+    assert method.views(grains(3), Draw(0, 3), size)[0].shape == (27, 3, side, side)
 
 
 @pytest.mark.parametrize(
     ("config", "encoder", "size", "message"),
     [
-        ({}, "small", 24, r"image_size 24 gives tiles of 7 px.*works is 27"),
-        ({"grid": 5}, "small", 32, r"image_size 32.*grid 5.*works is 45"),
-        ({"gap": 0.5}, "vit_micro", 32, r"image_size 32 gives tiles of 5 px, less than 8"),
-        ({"tile": 4}, "small", 32, r"tile: tiles of 4 px.*at least 8"),
+        ({}, "vit_s16", 24, r"image_size 24: tiles of 0 px.* tile = 16"),
+        ({"tile": 4}, "small", 32, r"tile: tiles of 4 px.* tile = 8"),
     ],
 )
-def test_tiles_that_are_too_small_are_refused_with_the_size_that_works(config, encoder, size, message):
+def test_tiles_that_are_too_small_are_refused_with_the_side_that_works(config, encoder, size, message):
     method = make(config, encoder)
     with pytest.raises(BadInput, match=message):
         method.views(ramps(2), Draw(0, 2), size)
-    if "works is" in message:
-        fitting = int(message.rsplit(" ", 1)[1])
-        assert method.sides(fitting)[0] >= 8
-        with pytest.raises(BadInput):
-            method.sides(fitting - 1)
+    fitting = int(message.rsplit(" ", 1)[1])
+    assert make({"tile": fitting}, encoder).sides(size)[0] == fitting
 
 
 def test_settings_that_cannot_be_or_have_no_effect():
