@@ -271,6 +271,18 @@ def test_of_several_candidates_the_one_that_validation_prefers_is_compared_with_
     assert board["configuration"].tolist() == ["srgan", "simclr", "jigsaw", "simclr without gamma"]
 
 
+def test_a_candidate_whose_confirmation_failed_does_not_lead(book: Book):
+    for name, objective in (("jigsaw", 0.7), ("simclr", 0.8)):
+        book.add(name, 1000, {"leaves": 0.1}, stage="search", draw=0, objective=objective)
+    for seed in range(2):
+        book.add("simclr", seed, {}, role="best", status="failed", error="TrialFailed: the loss is not finite")
+        book.add("jigsaw", seed, {"leaves": 0.5}, role="best")
+        book.add("random_init", seed, {"leaves": 0.3}, role="control")
+    gaps = comparison(book.frame, "gamma")
+    assert set(gaps["configuration"]) == {"jigsaw"}
+    assert gaps["baseline"].unique().tolist() == ["random_init"]
+
+
 def test_a_seed_missing_on_one_side_is_left_out_and_counted(book: Book):
     for seed in range(3):
         book.add("best", seed, {"leaves": 0.7 + 0.01 * seed})

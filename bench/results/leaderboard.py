@@ -95,10 +95,11 @@ def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> p
 def comparison(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd.DataFrame:
     """The leading candidate against each other configuration, paired over seeds: per dataset, then over all (null).
 
-    The candidate that leads is the one with the highest validation objective in the search: test has no say in it.
+    The candidate that leads is the one with the highest validation objective in the search, of those that were
+    confirmed without failing: test scores have no say in it.
     """
     shown = _shown(frame, sweep)
-    candidates = shown[shown["role"] == "best"]
+    candidates = shown[(shown["role"] == "best") & (shown["status"] == "finished")]
     if candidates.empty:
         return typed_frame([], COMPARISON)
     there = set(candidates["configuration"])
