@@ -152,8 +152,8 @@ def test_no_local_views_are_one_configuration():
     off = configure("swav", {"local": {"views": 0}}, "test")
     assert configure("swav", {"local": {"views": 0, "size": 0.3, "high": 0.5}}, "test") == off
     assert configure("swav", off.model_dump(), "test") == off
-    with pytest.raises(BadInput, match=r"local.*low \(0.4\) must not exceed high"):
-        configure("swav", {"local": {"low": 0.4}}, "test")
+    with pytest.raises(BadInput, match=r"local.*low \(0.7\) must not exceed high"):
+        configure("swav", {"local": {"low": 0.7}}, "test")
 
 
 def test_views_of_each_size_pass_the_encoder_together_and_come_back_in_order():
