@@ -9,9 +9,10 @@ at 1, meets at the end of the schedule. The authors' momentum 0.996 and 65536 ou
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,15 +26,26 @@ from bench.method import Method, Views
 from bench.multicrop import GLOBAL, MultiCrop, encode, multi_crop
 from bench.records import Record
 
+WARMUP = 0.3
+
 
 class Teacher(Record):
     """How the teacher moves and how sharp it is."""
 
     momentum: float = Field(0.95, ge=0, le=1, description="of its weights at the start; it rises to 1 at the end")
     start: float = Field(0.04, gt=0, le=1, description="its temperature at the start")
-    end: float = Field(0.07, gt=0, le=1, description="its temperature after the warm-up")
-    warmup: float = Field(0.3, ge=0, le=1, description="share of training in which its temperature moves")
+    end: float = Field(0.04, gt=0, le=1, description="its temperature after the warm-up; higher ones go uniform soon")
+    warmup: float = Field(WARMUP, ge=0, le=1, description="share of training in which its temperature moves")
     centre: float = Field(0.9, ge=0, lt=1, description="momentum of the centre of its outputs")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _constant_is_one_thing(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # What has no effect is one trial: a warm-up between equal temperatures, a start that is left at once.
+        teacher = handler(values)
+        moves = teacher.warmup and teacher.start != teacher.end
+        constant = {"start": teacher.end, "warmup": WARMUP}
+        return teacher if moves or constant.items() <= vars(teacher).items() else teacher.model_copy(update=constant)
 
 
 class DINOConfig(MultiCrop):

@@ -104,7 +104,9 @@ def test_evaluation_moves_no_centre():
 def test_the_teachers_temperature_rises_and_stays():
     teacher = Teacher(start=0.04, end=0.08, warmup=0.5)
     assert [teacher_temperature(teacher, p) for p in (0, 0.25, 0.5, 0.9)] == pytest.approx([0.04, 0.06, 0.08, 0.08])
-    assert teacher_temperature(Teacher(end=0.06, warmup=0), 0.0) == 0.06
+    at_once, level = ({"start": 0.01, "end": 0.06, "warmup": 0}, {"start": 0.06, "end": 0.06, "warmup": 0.9})
+    assert teacher_temperature(Teacher.model_validate(at_once), 0.0) == 0.06
+    assert Teacher.model_validate(at_once) == Teacher.model_validate(level)  # one trial
 
 
 @pytest.mark.parametrize("norm", [True, False])
