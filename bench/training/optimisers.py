@@ -15,8 +15,8 @@ from bench.trial import Training
 class LARS(Optimizer):
     """SGD with momentum whose rate follows each layer's weight-to-gradient norm (You et al. 2017, algorithm 1).
 
-    As in Barlow Twins' code, the gradient's norm is taken with the weight decay in it, and the schedule's rate multiplies
-    the momentum instead of being part of it.
+    As in Barlow Twins' code, the gradient's norm is taken with the weight decay in it, and the schedule's rate
+    multiplies the momentum instead of being part of it.
 
     Groups with `adapt` false (biases, normalisation) are updated by plain momentum SGD, as in SimCLR. As in torch's SGD
     the rate multiplies the momentum and not what enters it: the two differ while the rate changes.
