@@ -150,9 +150,10 @@ class Sweep(Record):
         return baseline.of or (next(iter(self.candidates)) if len(self.candidates) == 1 else "")
 
     def draws(self, name: str) -> int:
-        """How many configurations of a candidate are drawn: one where there is nothing to search."""
+        """How many configurations of a candidate are drawn: no more than its space holds, one where it is empty."""
         candidate = self.candidates[name]
-        return (candidate.trials or self.search.trials) if candidate.space else 1
+        every = math.prod(domain.size() for domain in candidate.space.values())
+        return int(min(candidate.trials or self.search.trials, every))
 
     def candidate(self, name: str, *layers: Mapping[str, Any]) -> "Settled":
         """Resolve a candidate with `layers` of settings laid upon its own; raises BadInput that names the field."""
