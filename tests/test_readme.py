@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.cards import card_paths
 from bench.draw import Draw
 from bench.encoders import build_encoder
 from bench.images import ImageBatch
-from bench.registry import find_method
+from bench.registry import find_method, method_names
 from bench.results.schema import SCHEMA
 from bench.sweepfile import load_sweep
 
@@ -41,6 +42,20 @@ def test_the_example_sweep_is_read(tmp_path):
     path.write_text(block("toml", "[space]"))
     sweep = load_sweep(str(path))
     assert set(sweep.candidates["simclr"].space) == {"gamma.low", "pretrain.lr"}
+
+
+def test_the_example_of_several_candidates_is_read(tmp_path):
+    path = tmp_path / "several.toml"
+    path.write_text(block("toml", "[candidates.jigsaw]"))
+    sweep = load_sweep(str(path))
+    assert [sweep.method(name) for name in sweep.candidates] == ["jigsaw", "simclr"]
+
+
+@pytest.mark.parametrize("page", ["METHODS.md", "SWEEPS.md"])
+def test_the_pages_tell_of_every_method_and_sweep(page):
+    names = method_names() if page == "METHODS.md" else card_paths("sweeps")
+    text = (ROOT / "docs" / page).read_text()
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_the_two_commands_come_first():
