@@ -11,16 +11,15 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from bench.distributed import average_gradients, gather, rank, share_batch_norms, world_size
-from bench.method import Method
 from bench.training.pretrain import pretrain
 from methods.simclr import nt_xent
 from tests.test_methods import TRAINED, TRAINING, make, pictures
 
 WORKERS = 2
-# Gentle SGD: a batch of 8 is chaotic at a usual rate. One process alone, its weights changed by 1e-7, ends 1e-2 apart
-# with Adam at 1e-3. Here its losses are within 1e-6 (PMG: 3e-4) and what training changes within 1e-4 (PMG: 2e-2), and
-# one unit whose ReLU rounding tips moves 1e-2 of it; a wrong reduction would change it by a multiple of 0.1.
-GENTLE = TRAINING.model_copy(update={"optimizer": "sgd", "lr": 1e-4})
+# Two epochs of one step each: the second stage of a method that has one, its queue, its centre and its momentum twin
+# are in the second loss. Longer runs only show how training amplifies rounding: with its weights changed by 1e-7, one
+# process alone ends 1e-2 apart after three epochs of three steps with Adam at 1e-3.
+SHORT = TRAINING.model_copy(update={"optimizer": "sgd", "lr": 1e-3, "epochs": 2, "batch_size": 24, "warmup": 0.0})
 
 
 def network() -> nn.Module:
@@ -56,7 +55,7 @@ def work(number: int, folder: str) -> None:
     found["contrast"] = contrast(share_batch_norms(network()))
     for name in TRAINED:
         method = make(name)
-        history = pretrain(method, pictures(), GENTLE, 7, state=Path(folder) / f"{name}.safetensors")
+        history = pretrain(method, pictures(), SHORT, 7, state=Path(folder) / f"{name}.safetensors")
         found[name] = ([epoch.losses for epoch in history.epochs], method.state_dict())
     torch.save(found, f"{folder}/{number}.pt")
     dist.destroy_process_group()
@@ -87,12 +86,10 @@ def test_two_workers_have_the_loss_gradients_and_statistics_of_one(workers):
             torch.testing.assert_close(shared["buffers"][name], buffer, msg=name)
 
 
-def changes(method: Method, state: dict[str, Tensor]) -> Tensor:
-    """All that training has changed in the parameters that it updates, in one row."""
-    objectives = method.objectives().values()
-    updated = {id(parameter) for parameters in objectives for parameter in parameters}
-    named = [(key, value.detach()) for key, value in method.named_parameters() if id(value) in updated]
-    return torch.cat([(state[key] - value).flatten() for key, value in named])
+def changes(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What training has changed in each parameter and statistic."""
+    before = make(name).state_dict()
+    return {key: value - before[key] for key, value in state.items() if value.is_floating_point()}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -100,12 +97,16 @@ def test_two_workers_train_as_one(name, workers, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     method = make(name)
-    history = pretrain(method, pictures(), GENTLE, 7, state=tmp_path / "state.safetensors")
+    history = pretrain(method, pictures(), SHORT, 7, state=tmp_path / "state.safetensors")
     torch.set_num_threads(threads)
-    expected = changes(make(name), method.state_dict())
+    alone = changes(name, method.state_dict())
+    whole = torch.cat([change.flatten() for change in alone.values()]).norm()
     for losses, state in (found[name] for found in workers):
-        for epoch, alone in zip(losses, history.epochs, strict=True):
-            assert epoch == pytest.approx(alone.losses, rel=1e-3)
-        assert (changes(make(name), state) - expected).norm() < 0.1 * expected.norm()
+        first, second = losses
+        assert first == pytest.approx(history.epochs[0].losses, rel=1e-5)
+        assert second == pytest.approx(history.epochs[1].losses, rel=1e-3)
+        for key, change in changes(name, state).items():
+            size = alone[key].norm()
+            assert (change - alone[key]).norm() <= 1e-2 * size + 1e-4 * whole, key
         for key, value in workers[0][name][1].items():
             assert torch.equal(state[key], value), f"the workers differ in {key}"
