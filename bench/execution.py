@@ -68,7 +68,7 @@ class _Trainer:
 
     def train(self) -> History:
         """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
-        saved = self.job.folder / "encoder.safetensors"
+        saved = self.job.encoder
         if saved.exists():
             tensors, facts = checkpoint.load(saved, str(self.device))
             checkpoint.restore_module(self.encoder, tensors)

@@ -44,6 +44,11 @@ class Job(Record):
         """Checkpoints, encoder and errors of this pretraining, shared by all trials that use it."""
         return Path(self.out) / "trials" / self.trial.pretrain_id[:16]
 
+    @property
+    def encoder(self) -> Path:
+        """Where the pretrained encoder is kept."""
+        return self.folder / "encoder.safetensors"
+
 
 def label(job: Job) -> str:
     """What people call a job: "simclr, draw 3", or "simclr, seed 1"."""

@@ -410,7 +410,19 @@ def test_trials_that_share_an_encoder_do_not_train_it_at_the_same_time(tmp_path)
     agenda = Agenda(remake(tmp_path, DROPOUT))
     first = agenda.take("0")
     assert agenda.take("1") is None
+    assert not agenda.is_done()
     finish(agenda, "0", first, 0.4)
     second = agenda.take("2")
     assert second.trial.id != first.trial.id
+    assert second.trial.pretrain_id == first.trial.pretrain_id
+
+
+def test_trials_that_share_an_encoder_run_together_once_it_is_there(tmp_path):
+    agenda = Agenda(remake(tmp_path, DROPOUT))
+    first = agenda.take("0")
+    assert agenda.take("1") is None
+    first.encoder.parent.mkdir(parents=True)
+    first.encoder.touch()
+    second = agenda.take("2")
+    assert second is not None
     assert second.trial.pretrain_id == first.trial.pretrain_id

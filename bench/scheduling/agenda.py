@@ -127,8 +127,9 @@ class Agenda:
         return None
 
     def _busy(self, job: Job) -> bool:
-        """Whether the same trial runs under another name, or another one that pretrains the same encoder."""
-        return any(running.trial.pretrain_id == job.trial.pretrain_id for running in self._running.values())
+        """Whether the same trial runs under another name, or another one is training the same encoder."""
+        same = [run for run in self._running.values() if run.trial.pretrain_id == job.trial.pretrain_id]
+        return any(run.trial.id == job.trial.id for run in same) or (bool(same) and not job.encoder.exists())
 
     def _candidate(self) -> Job | None:
         ready = next((job for job in self._later if not self._busy(job)), None)
@@ -138,11 +139,13 @@ class Agenda:
         if self._leftover:
             return self._leftover.popleft()
         # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
+        # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
+        waiting = {job.configuration for job in self._later if job.stage == "search"}
         missing = {name: self.plan.sweep.draws(name) - len(study.trials) for name, study in self._studies.items()}
-        name = max(missing, key=lambda name: missing[name])
-        if missing[name] > 0:
+        name = max(missing, key=lambda name: (name not in waiting, missing[name]))
+        if missing[name] > 0 and name not in waiting:
             return self._draw(name)
-        if self._running and self._confirm is None:
+        if (self._running or waiting) and self._confirm is None:
             return None
         if self._confirm is None:
             chosen = {name: self.best(name) for name in self._studies}
