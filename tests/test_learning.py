@@ -85,7 +85,7 @@ def test_simclr_pairs_are_found_and_its_features_beat_an_untrained_encoder(tmp_p
 @pytest.mark.parametrize(
     ("name", "loss", "chance", "below"),  # measured: loss in the first and the last epoch
     [
-        ("moco", "loss", math.log(1 + 1024), 0.0),  # 5.69, 5.63: negatives of one family are alike
+        ("moco", "loss", math.log(1 + 512), 0.3),  # 5.69, 5.63: negatives of one family are alike
         ("byol", "loss", 4.0, 2.0),  # 2.58, 1.24
         ("simsiam", "loss", 0.0, 0.5),  # -0.08, -0.70
         ("barlow_twins", "loss", None, 0.0),  # 9.78, 7.18
