@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench import cli_data
+from bench.cli_data import DataRoot
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(cli_data.app, name="data")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of everything a run makes.", envvar="BENCH_OUT")]
 SweepName = Annotated[str, typer.Option("--sweep", help="A sweep's name, or the path of a TOML file.")]
@@ -50,6 +54,7 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set any field; may be repeated.")
     ] = None,
+    data_root: DataRoot = None,
     out: Out = Path("results"),
     address: Annotated[str | None, typer.Option(help="A Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that a local Ray may use; else all.")] = None,
@@ -74,9 +79,10 @@ def run(
     if dry_run:
         from bench.plan import local_hardware
 
-        _show_plan(_plan(loaded, out, _console()).on(local_hardware()))
+        _show_plan(_plan(loaded, out, data_root, _console()).on(local_hardware()))
         return
-    _end(_run(loaded, out, address, cpus, force=force, retry_failed=retry_failed), out)
+    plan = _prepared(loaded, out, data_root, _console())
+    _end(_run(plan, address, cpus, force=force, retry_failed=retry_failed), out)
 
 
 @app.command()
@@ -140,9 +146,7 @@ def main() -> None:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
 
 
-def _run(
-    sweep: "Sweep", out: Path, address: str | None, cpus: int | None, *, force: bool, retry_failed: bool
-) -> "Agenda":
+def _run(plan: "Plan", address: str | None, cpus: int | None, *, force: bool, retry_failed: bool) -> "Agenda":
     from bench.plan import local_hardware
     from bench.progress import Board, show
     from bench.scheduling import events
@@ -151,7 +155,6 @@ def _run(
     from bench.scheduling.run import run_agenda
 
     console = _console()
-    plan = _prepared(sweep, out, console)
     address = address or os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(address)) if address else None
@@ -166,20 +169,20 @@ def _run(
     return agenda
 
 
-def _plan(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
+def _plan(sweep: "Sweep", out: Path, data_root: str | None, console: "Console") -> "Plan":
     from bench.data.pack import cache_folder
     from bench.plan import make_plan
 
     with console.status("reading datasets"):
-        return make_plan(sweep, out=out, cache=cache_folder())
+        return make_plan(sweep, out=out, cache=cache_folder(), data_root=data_root)
 
 
-def _prepared(sweep: "Sweep", out: Path, console: "Console") -> "Plan":
+def _prepared(sweep: "Sweep", out: Path, data_root: str | None, console: "Console") -> "Plan":
     """The plan, with its datasets packed and found usable before anything starts."""
     from bench.prepare import pack_all
     from bench.progress import packing
 
-    plan = _plan(sweep, out, console)
+    plan = _plan(sweep, out, data_root, console)
     for pack in pack_all(plan, lambda name: packing(console, name)):
         for skipped in pack.skipped[:SHOWN]:
             console.print(f"{pack.name}: skipped {skipped.file}: {skipped.reason}", style="yellow", markup=False)

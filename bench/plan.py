@@ -170,9 +170,9 @@ class Plan:
         )
 
 
-def make_plan(sweep: Sweep, *, out: Path, cache: Path) -> Plan:
+def make_plan(sweep: Sweep, *, out: Path, cache: Path, data_root: str | None = None) -> Plan:
     """Resolve the sweep's datasets (reads every image's bytes once, to know them by content); see `Plan.on`."""
-    resolved = {name: resolve(name) for name in (*sweep.evaluate.datasets, sweep.pretrain.dataset)}
+    resolved = {name: resolve(name, data_root) for name in (*sweep.evaluate.datasets, sweep.pretrain.dataset)}
     return Plan(
         sweep,
         resolved[sweep.pretrain.dataset],

@@ -82,7 +82,7 @@ def test_a_wrong_card_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("metric", "metrik", "unknown key 'metrik'; did you mean 'metric'"),
         ('licence = "CC0-1.0"', "", "key 'licence' is missing"),
-        ('"folder"', '"folders"', "reader: .*'builtin' or 'folder'"),
+        ('"folder"', '"folders"', "reader: no reader is named 'folders'; did you mean 'folder'"),
         ("train = 6", "trian = 6", "trian"),
         ('title = "Two colours"', "title = ", "not valid TOML"),
     ],

@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 from bench.data import decode as decoding
-from bench.data import folder as folders
+from bench.data import tree as trees
 from bench.data.dataset import check_usable, resolve
 from bench.data.decode import Unreadable, decode, load, quiet, true_size
-from bench.data.folder import read_folder
 from bench.data.index import Index, cut
+from bench.data.reading import Content, read_content
+from bench.data.tree import open_tree
 from bench.errors import BadData, BadInput
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -45,6 +46,10 @@ def plant(root: Path, *files: str) -> Path:
 
 def many(*folder_names: str, count: int = 10) -> list[str]:
     return [f"{name}/{number:02d}.jpg" for name in folder_names for number in range(count)]
+
+
+def read_folder(folder: Path, cache: Path) -> Content:
+    return read_content(open_tree(str(folder)), cache)
 
 
 def index(folder: Path) -> Index:
@@ -173,7 +178,7 @@ def test_an_unreadable_folder_is_reported_and_left_out(
             raise PermissionError(13, "Permission denied")
         return scandir(place)
 
-    monkeypatch.setattr(folders.os, "scandir", refuse)
+    monkeypatch.setattr(trees.os, "scandir", refuse)
     with caplog.at_level(logging.WARNING):
         assert index(folder).classes == ("oak",)
     assert "elm is left out: Permission denied" in caplog.text

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import IO
 
@@ -14,8 +15,9 @@ import PIL
 from PIL import Image
 
 from bench.data.decode import Unreadable, load, quiet, true_size
-from bench.data.index import SPLITS, Index, plain
+from bench.data.index import SPLITS, Box, Index, plain
 from bench.data.source import Source
+from bench.data.tree import Tree, open_tree, read
 from bench.errors import BadData
 
 Canvas = tuple[int, int]  # width, height in px
@@ -51,7 +53,7 @@ def build(
         if source.reader == "builtin":
             canvas, results = _drawn(source.location, size)
         else:
-            canvas, results = _files(Path(source.location), index.files, size, pool)
+            canvas, results = _files(open_tree(source.location), index, size, pool)
         kept, skipped = _write(place / "images.npy", index, canvas, results, progress)
     if not kept:
         first = "; ".join(f"{entry.file}: {entry.reason}" for entry in skipped[:3])
@@ -85,30 +87,30 @@ def choose_canvas(sizes: Iterable[tuple[int, int]], size: int) -> Canvas:
     return (long, short) if aspect > 1 else (short, long)
 
 
-def _files(
-    folder: Path, files: tuple[str, ...], size: int, pool: ThreadPoolExecutor
-) -> tuple[Canvas, Iterator[Result]]:
-    paths = [folder / file for file in files]
-    canvas = choose_canvas(filter(None, pool.map(_header, paths)), size)
-    return canvas, _in_windows(pool, paths, canvas)
+def _files(tree: Tree, index: Index, size: int, pool: ThreadPoolExecutor) -> tuple[Canvas, Iterator[Result]]:
+    images = list(zip(index.files, index.boxes or repeat(None, len(index)), strict=True))
+    canvas = choose_canvas(filter(None, pool.map(lambda image: _header(tree, *image), images)), size)
+    return canvas, _in_windows(pool, tree, images, canvas)
 
 
-def _in_windows(pool: ThreadPoolExecutor, paths: list[Path], canvas: Canvas) -> Iterator[Result]:
-    for start in range(0, len(paths), _WINDOW):
-        yield from pool.map(lambda path: _picture(path, canvas), paths[start : start + _WINDOW])
+def _in_windows(
+    pool: ThreadPoolExecutor, tree: Tree, images: list[tuple[str, Box | None]], canvas: Canvas
+) -> Iterator[Result]:
+    for start in range(0, len(images), _WINDOW):
+        yield from pool.map(lambda image: _picture(tree, image[0], image[1], canvas), images[start : start + _WINDOW])
 
 
-def _header(path: Path) -> tuple[int, int] | None:
+def _header(tree: Tree, file: str, box: Box | None) -> tuple[int, int] | None:
     try:
-        with path.open("rb") as stream:
-            return true_size(stream)
+        with tree.open(file) as stream:
+            return true_size(stream, box)
     except OSError:
         return None
 
 
-def _picture(path: Path, canvas: Canvas) -> Result:
+def _picture(tree: Tree, file: str, box: Box | None, canvas: Canvas) -> Result:
     try:
-        image, (width, height) = load(path.read_bytes(), canvas)
+        image, (width, height) = load(read(tree, file), canvas, box)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except Unreadable as error:

@@ -1,6 +1,6 @@
 """From a dataset reference (a card's name, a card's path or a folder) to its index and its source."""
 
-import os
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -8,16 +8,21 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from bench.cards import card_paths, find_card
-from bench.data.card import DatasetCard, read_card
+from bench.data.card import OPTIONS, READERS, DatasetCard, read_card
 from bench.data.digests import cache_folder
-from bench.data.folder import read_folder
 from bench.data.index import SPLITS, Index
-from bench.data.source import Metric, Source, Split
+from bench.data.reading import read_content
+from bench.data.releases import find_layout
+from bench.data.roots import data_root, require_release
+from bench.data.source import Source, Split
+from bench.data.tree import Tree, folder_name, open_tree
 from bench.errors import BadData, BadInput, UnknownName, suggestion
+from bench.storage import is_remote
 
 __all__ = ["Dataset", "Index", "Need", "check_usable", "index_of", "resolve"]
 
 Need = Literal["pretraining", "evaluation"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,23 @@ class Usable(Protocol):
         """Labels `[count]` of one split."""
 
 
-def resolve(reference: str) -> Dataset:
+def resolve(reference: str, root: str | None = None) -> Dataset:
     """Find, index and fingerprint a dataset; a card's name goes before a folder of the same name.
 
-    Raises UnknownName for what is neither card nor folder, BadInput for a faulty card, layout or splits.csv.
+    `reference`: a card's name or path, a folder, or a remote address of one. A release's card takes options:
+    "aircraft?level=family". `root`: where releases are looked for, see `roots.data_root`.
+    Raises UnknownName for what is neither card nor folder, BadInput for a faulty card, layout or table.
     """
-    if reference in card_paths("datasets") or Path(reference).suffix == ".toml":
-        return _from_card(find_card("datasets", reference))
-    folder = Path(reference).expanduser().absolute()
-    if reference and folder.is_dir():
-        return _from_folder(Path(os.path.normpath(folder)), None, "top1")
-    if folder.is_file():
+    name, options = _options(reference)
+    if name in card_paths("datasets") or Path(name).suffix == ".toml":
+        path = find_card("datasets", name)
+        return from_card(path, read_card(path, options), reference, root)
+    tree = open_tree(reference)
+    if reference and tree.exists():
+        return _from_tree(tree, *_kind_of(tree))
+    if Path(reference).expanduser().is_file():
         raise BadInput(f"dataset {reference!r} is a file; a folder of images or a card (.toml) is needed")
-    error = UnknownName("dataset card", reference, card_paths("datasets"))
+    error = UnknownName("dataset card", name, card_paths("datasets"))
     error.args = (f"{error}, and there is no such folder",)
     raise error
 
@@ -79,11 +88,11 @@ def index_of(source: Source, cache: Path) -> Index:
     if source.reader == "builtin":
         index, fingerprint = _builtin(source.location)
     else:
-        folder = Path(source.location)
-        if not folder.is_dir():
-            raise BadData(f"dataset {source.name!r}: its folder {folder} is not there on this machine")
-        data = read_folder(folder, cache)
-        index, fingerprint = data.index, data.fingerprint
+        tree = open_tree(source.location)
+        if not tree.exists():
+            raise BadData(f"dataset {source.name!r}: its folder {source.location} is not there on this machine")
+        content = read_content(tree, cache, source.reader, level=source.level, boxes=source.boxes)
+        index, fingerprint = content.index, content.fingerprint
     if fingerprint != source.fingerprint:
         raise BadData(f"dataset {source.name!r} has changed since it was resolved; start again")
     return index
@@ -108,42 +117,105 @@ def check_usable(data: Usable, need: Need) -> None:
         raise BadData(f"dataset {data.name!r} cannot be used for {need}: it {problem}")
 
 
-def _from_card(path: Path) -> Dataset:
-    card = read_card(path)
-    name = path.stem
-    if card.reader == "folder":
-        folder = Path(os.path.normpath(path.absolute().parent / Path(card.location).expanduser()))
-        if not folder.is_dir():
-            raise BadInput(f"{path}: location: no folder {str(folder)!r}")
-        dataset = _from_folder(folder, name, card.metric)
-    else:
-        index, fingerprint = _builtin(card.location, f"{path}: location: ")
-        source = _source(name, "builtin", card.location, fingerprint, card.metric)
+def from_card(path: Path, card: DatasetCard, reference: str, root: str | None = None) -> Dataset:
+    """The dataset of a card that was read from `path`; see `resolve`."""
+    name = _name_of(path, reference)
+    if card.reader == "builtin":
+        index, fingerprint = _builtin(card.location or "", f"{path}: location: ")
+        source = Source(name=name, reader="builtin", location=index.name, fingerprint=fingerprint, metric=card.metric)
         dataset = Dataset(source, index)
+    else:
+        dataset = _from_tree(tree_of(path, card, root), name, card)
     _check_card(path, card, dataset.index)
     return dataset
 
 
-def _from_folder(folder: Path, name: str | None, metric: Metric) -> Dataset:
-    data = read_folder(folder, cache_folder())
-    source = _source(name or data.index.name, "folder", str(folder), data.fingerprint, metric)
-    return Dataset(source, data.index)
+def tree_of(path: Path, card: DatasetCard, root: str | None = None) -> Tree:
+    """Where a card's images lie; BadInput where they do not."""
+    if card.location is None:
+        return require_release(path.stem, card, data_root(root))
+    beside = (
+        card.location if is_remote(card.location) else str(path.absolute().parent / Path(card.location).expanduser())
+    )
+    tree = open_tree(beside)
+    if not tree.exists():
+        raise BadInput(f"{path}: location: no folder {tree.address!r}")
+    return tree
 
 
-def _source(name: str, reader: Literal["builtin", "folder"], location: str, fingerprint: str, metric: Metric) -> Source:
-    return Source(name=name, reader=reader, location=location, fingerprint=fingerprint, metric=metric)
+def compare(card: DatasetCard, index: Index) -> list[tuple[Split, int, int]]:
+    """(split, images in the card, images found) of every split that the card counts.
+
+    Where the release has no val split, the images cut from train for it count as train.
+    """
+    found = dict(index.counts)
+    if "val" not in (card.counts or {}):
+        found["train"] += found["val"]
+    return [(split, said, found[split]) for split, said in (card.counts or {}).items()]
+
+
+def _options(reference: str) -> tuple[str, dict[str, str]]:
+    """Split "name?key=value&key=value"; BadInput with the nearest key there is."""
+    name, mark, query = reference.partition("?")
+    if not mark or open_tree(reference).exists():
+        return reference, {}
+    options = {}
+    for part in query.split("&"):
+        key, equals, value = part.partition("=")
+        if key not in OPTIONS or not equals:
+            raise BadInput(f"dataset {reference!r}: option {part!r} is not KEY=VALUE{suggestion(key, OPTIONS)}")
+        options[key] = value
+    return name, options
+
+
+def _name_of(path: Path, reference: str) -> str:
+    return path.stem + "".join(reference.partition("?")[1:])
+
+
+def _kind_of(tree: Tree) -> tuple[str, DatasetCard | None]:
+    """A folder that is a release's own is read as the release, with its card; any other as a folder of images."""
+    for name, path in card_paths("datasets").items():
+        card = read_card(path)
+        if card.reader not in READERS and card.location is None and find_layout(card.reader).is_at(tree):
+            return name, card
+    return folder_name(tree), None
+
+
+def _from_tree(tree: Tree, name: str, card: DatasetCard | None) -> Dataset:
+    reader, level, boxes = (card.reader, card.level, card.boxes) if card else ("folder", "", False)
+    content = read_content(tree, cache_folder(), reader, level=level, boxes=boxes)
+    source = Source(
+        name=name,
+        reader=reader,
+        location=tree.address,
+        level=level,
+        boxes=boxes,
+        fingerprint=content.fingerprint,
+        metric=card.metric if card else "top1",
+    )
+    return Dataset(source, content.index)
 
 
 def _check_card(path: Path, card: DatasetCard, index: Index) -> None:
-    """A card that says other classes or counts than the images show is wrong or its images are incomplete."""
-    if card.classes is not None and set(card.classes) != set(index.classes):
-        odd = sorted(set(card.classes) ^ set(index.classes))[0]
-        side = "not among the images" if odd in card.classes else "not in the card"
-        others = [name for name in {*card.classes, *index.classes} if name != odd]
+    """A card that says other classes or counts than the images show is wrong, or its images are incomplete.
+
+    Of a user's own folder that is an error. A release may lie there in part or in another edition: that is told.
+    """
+    named = card.classes if isinstance(card.classes, tuple) else None
+    if named is not None and set(named) != set(index.classes):
+        odd = sorted(set(named) ^ set(index.classes))[0]
+        side = "not among the images" if odd in named else "not in the card"
+        others = [name for name in {*named, *index.classes} if name != odd]
         raise BadInput(f"{path}: classes: {odd!r} is {side}{suggestion(odd, others)}")
-    for split, count in (card.counts or {}).items():
-        if count != index.counts[split]:
-            raise BadInput(f"{path}: counts: {split} is {count} in the card but {index.counts[split]} images")
+    wrong = [
+        f"{split} is {said} in the card but {found} images"
+        for split, said, found in compare(card, index)
+        if said != found
+    ]
+    if wrong and card.reader in READERS:
+        raise BadInput(f"{path}: counts: {wrong[0]}")
+    if wrong:
+        _log.warning("%s: not the whole release: %s; `bench data check` says more", path.stem, ", ".join(wrong))
 
 
 def _builtin(family: str, where: str = "") -> tuple[Index, str]:

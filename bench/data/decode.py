@@ -6,6 +6,7 @@ that equal values stay equal across images. Of an animation the first frame is t
 
 import io
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from bench.data.index import Box
 from bench.errors import BadData
 
 MAX_PIXELS = 150_000_000  # a larger picture is refused: decoded it takes half a gigabyte
@@ -43,25 +45,29 @@ def decode(data: bytes) -> npt.NDArray[np.uint8]:
         return np.array(load(data)[0])
 
 
-def load(data: bytes, wanted: tuple[int, int] | None = None) -> tuple[Image.Image, tuple[int, int]]:
+def load(
+    data: bytes, wanted: tuple[int, int] | None = None, box: Box | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """Return the upright RGB picture and its true (width, height); raises Unreadable.
 
     With `wanted` (width, height) a JPEG may be decoded at 1/2, 1/4 or 1/8 scale, never below twice `wanted`.
-    Call inside `quiet`.
+    With `box` (left, top, right, bottom in px of the stored image) only what is inside it is kept; a box that has no
+    pixel inside the image keeps the whole. Call inside `quiet`.
     """
     if not data:
         raise Unreadable("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            size = _checked_size(image)
+            full = _checked_size(image)
+            inside = _inside(box, full)
             turn = _orientation(image)
-            if turn in _SIDEWAYS:
-                size = size[::-1]
+            size = inside[2] - inside[0], inside[3] - inside[1]
             if wanted:
                 width, height = wanted[::-1] if turn in _SIDEWAYS else wanted
-                image.draft(None, (2 * width, 2 * height))
+                image.draft(None, (2 * width * full[0] // size[0], 2 * height * full[1] // size[1]))
             image.load()
-            upright = _rgb(image)
+            upright = _rgb(image if size == full else _cropped(image, inside, full))
+            size = size[::-1] if turn in _SIDEWAYS else size
         return (upright.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else upright), size
     except Unreadable:
         raise
@@ -69,11 +75,12 @@ def load(data: bytes, wanted: tuple[int, int] | None = None) -> tuple[Image.Imag
         raise Unreadable(_reason(error)) from None
 
 
-def true_size(stream: Any) -> tuple[int, int] | None:
-    """(width, height) from an open file's header, or None; a PNG's orientation is not waited for."""
+def true_size(stream: Any, box: Box | None = None) -> tuple[int, int] | None:
+    """(width, height) of what `load` keeps, from an open file's header, or None; no PNG's orientation is waited for."""
     try:
         with Image.open(stream, formats=FORMATS) as image:
-            width, height = _checked_size(image)
+            left, top, right, bottom = _inside(box, _checked_size(image))
+            width, height = right - left, bottom - top
             sideways = image.format != "PNG" and _orientation(image) in _SIDEWAYS
     except Exception:  # the reason is told when it is decoded
         return None
@@ -87,6 +94,25 @@ def _checked_size(image: Image.Image) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
     return width, height
+
+
+def _inside(box: Box | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The whole pixels of `box` that are in the image; all of them where there is no box, or none inside."""
+    whole = (0, 0, *size)
+    if box is None:
+        return whole
+    left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+    right, bottom = min(size[0], math.ceil(box[2])), min(size[1], math.ceil(box[3]))
+    return (left, top, right, bottom) if right > left and bottom > top else whole
+
+
+def _cropped(image: Image.Image, inside: tuple[int, int, int, int], full: tuple[int, int]) -> Image.Image:
+    """Crop to a box in px of the full image, which may have been decoded at a smaller scale."""
+    across, down = image.width / full[0], image.height / full[1]
+    left, top, right, bottom = inside
+    return image.crop(
+        (math.floor(left * across), math.floor(top * down), math.ceil(right * across), math.ceil(bottom * down))
+    )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,18 +8,19 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from platformdirs import user_cache_path
 
 from bench.data.index import plain
+from bench.data.tree import Stamps, Tree
 
 ENVIRONMENT = "BENCH_CACHE"
 UNREADABLE = "unreadable"  # stands for the digest of a file that cannot be read
 _SETTLED_NS = 200_000_000  # a file changed more recently may change again within one tick of its clock
 _log = logging.getLogger(__name__)
-
-Stamps = Mapping[str, tuple[int, int]]
 
 
 def cache_folder() -> Path:
@@ -28,13 +29,13 @@ def cache_folder() -> Path:
     return Path(named).expanduser().absolute() if named else user_cache_path("bench")
 
 
-def file_digests(folder: Path, stamps: Stamps, cache: Path) -> dict[str, str]:
-    """Sha256 of every file of `stamps` (relative name -> size, mtime in ns), read only where they changed."""
-    memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()}.json"
+def file_digests(tree: Tree, stamps: Stamps, cache: Path) -> dict[str, str]:
+    """Sha256 of every file of `stamps`, read only where its stamp changed."""
+    memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(tree.address)).hexdigest()}.json"
     known = _recall(memory)
     fresh = [file for file, stamp in stamps.items() if _entry(known, file)[:2] != stamp]
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        hashed = dict(zip(fresh, pool.map(_sha256, (folder / file for file in fresh)), strict=True))
+        hashed = dict(zip(fresh, pool.map(lambda file: _sha256(tree, file), fresh), strict=True))
     found = {file: hashed.get(file) or _entry(known, file)[2] for file in stamps}
     if hashed or len(known) != len(stamps):
         _remember(memory, stamps, found)
@@ -48,10 +49,10 @@ def _entry(known: Mapping[str, list[object]], file: str) -> tuple[int, int, str]
     return -2, -2, ""  # the stamp of no file
 
 
-def _sha256(path: Path) -> str:
+def _sha256(tree: Tree, file: str) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        with tree.open(file) as stream:
+            return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
     except OSError:
         return UNREADABLE
 

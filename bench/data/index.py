@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,24 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 VAL_SHARE = 0.2  # of the train images of each class, where a dataset brings no val split
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in px of the stored image
+
+
+class Row(NamedTuple):
+    """One image as a dataset's tables or folders tell it; an unlabelled one's label is not looked at."""
+
+    file: str
+    label: str
+    split: Split
+    box: Box | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """Every image of a dataset in a fixed order.
 
     `files`: relative names with forward slashes; `labels`: int64 `[N]`, positions in `classes`, -1 where
-    unlabelled; `splits`: `[N]`.
+    unlabelled; `splits`: `[N]`; `boxes`: `[N]`, to crop to, or empty.
     """
 
     name: str
@@ -29,6 +41,7 @@ class Index:
     files: tuple[str, ...]
     labels: npt.NDArray[np.int64] = field(repr=False)
     splits: tuple[Split, ...] = field(repr=False)
+    boxes: tuple[Box | None, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,18 +61,19 @@ class Index:
         return np.asarray(self.labels[chosen], dtype=np.int64)
 
 
-def build_index(name: str, rows: Iterable[tuple[str, str, Split]]) -> Index:
-    """Index (file, class, split) rows in file order; the class of an unlabelled row is not looked at."""
-    ordered = sorted(rows, key=lambda row: plain(row[0]))
-    classes = tuple(sorted({label for _, label, split in ordered if split != "unlabelled"}))
+def build_index(name: str, rows: Iterable[Row], *, boxes: bool = False) -> Index:
+    """Index rows in file order; `boxes` says whether images are to be cropped to theirs."""
+    ordered = sorted(rows, key=lambda row: plain(row.file))
+    classes = tuple(sorted({row.label for row in ordered if row.split != "unlabelled"}))
     number = {label: position for position, label in enumerate(classes)}
-    labels = [-1 if split == "unlabelled" else number[label] for _, label, split in ordered]
+    labels = [-1 if row.split == "unlabelled" else number[row.label] for row in ordered]
     return Index(
         name=name,
         classes=classes,
-        files=tuple(file for file, _, _ in ordered),
+        files=tuple(row.file for row in ordered),
         labels=np.array(labels, dtype=np.int64),
-        splits=tuple(split for _, _, split in ordered),
+        splits=tuple(row.split for row in ordered),
+        boxes=tuple(row.box for row in ordered) if boxes else (),
     )
 
 
@@ -70,6 +84,23 @@ def cut(files: Sequence[str], share: float, *, seed: int = 0) -> set[str]:
     """
     count = min(max(round(len(files) * share), 1), len(files) - 1)
     return set(sorted(files, key=lambda file: (_rank(file, seed), file))[: max(count, 0)])
+
+
+def by_class(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """The files of each class, in the order of the rows."""
+    members: dict[str, list[str]] = {}
+    for row in rows:
+        members.setdefault(row.label, []).append(row.file)
+    return members
+
+
+def with_val(rows: Sequence[Row]) -> list[Row]:
+    """Take a val split from train, class by class, where there is none; test is never touched."""
+    if any(row.split == "val" for row in rows):
+        return list(rows)
+    train = by_class(row for row in rows if row.split == "train")
+    val = {file for members in train.values() for file in cut(members, VAL_SHARE)}
+    return [row._replace(split="val") if row.file in val else row for row in rows]
 
 
 def plain(text: str) -> str:

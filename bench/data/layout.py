@@ -1,0 +1,60 @@
+"""The contract of a released dataset's layout: how its tables become rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from bench.data.index import Row, plain
+from bench.data.tree import Stamps, Tree, place
+from bench.errors import BadData, BadInput, UnknownName
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a layout reads: the folder, the stamps of the images in it, and the wanted set of classes."""
+
+    tree: Tree
+    stamps: Stamps
+    level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one release lies on a disk.
+
+    `read` gives every image's row; a listed image that is not among the stamps keeps its row, and is counted as
+    missing later. It raises BadInput that names the file and line of a table that cannot be understood.
+    """
+
+    version: int  # raise it when the same files would give other rows
+    marks: tuple[str, ...]  # relative names; where any of them is there, the release is there
+    read: Callable[[Release], list[Row]]
+    levels: tuple[str, ...] = ("",)  # names of its sets of classes, the usual one first
+    boxes: bool = False  # whether rows can carry a bounding box
+
+    def is_at(self, tree: Tree) -> bool:
+        """Whether the release lies in this folder."""
+        return any(tree.has(mark) for mark in self.marks)
+
+    def rows(self, tree: Tree, stamps: Stamps, level: str) -> list[Row]:
+        """Read and check the rows; `level` "" is the usual one. Raises BadInput, and UnknownName for a level."""
+        if level and level not in self.levels:
+            raise UnknownName("level", level, filter(None, self.levels))
+        rows = self.read(Release(tree, stamps, level or self.levels[0]))
+        _check(tree, rows)
+        return rows
+
+
+def _check(tree: Tree, rows: Sequence[Row]) -> None:
+    """Tables come from elsewhere: no name may leave the folder, and no image may be listed twice."""
+    seen: dict[str, str] = {}
+    for row in rows:
+        parts = PurePosixPath(row.file.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or "\0" in row.file:
+            raise BadInput(f"{tree.address}: a table lists {row.file!r}, which leaves the folder")
+        name = plain(row.file)
+        if name in seen:
+            raise BadInput(f"{place(tree, row.file)}: listed twice, in {seen[name]} and in {row.split}")
+        seen[name] = row.split
+    if not rows:
+        raise BadData(f"{tree.address}: its tables list no image")

@@ -1,0 +1,1 @@
+"""The layouts in which datasets were released: one module each, which reads the release's tables into rows."""

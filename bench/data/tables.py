@@ -1,0 +1,124 @@
+"""Read the tables of a release (text, CSV, JSON, MATLAB): every fault is one error with its file and line.
+
+Tables come from elsewhere. They are bounded in size, and nothing in them is run.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.data.tree import Tree, place
+from bench.errors import BadInput, suggestion
+
+MAX_BYTES = 64 << 20  # the largest table of the known releases has 10 MB
+
+
+def table_bytes(tree: Tree, name: str) -> bytes:
+    """A table's bytes; BadInput when it is missing, unreadable or larger than any real one."""
+    try:
+        with tree.open(name) as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise BadInput(f"{place(tree, name)}: this table of the release is missing") from None
+    except OSError as error:
+        raise BadInput(f"{place(tree, name)}: cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_BYTES:
+        raise BadInput(f"{place(tree, name)}: more than {MAX_BYTES >> 20} MiB; no table of the release is so large")
+    return data
+
+
+def text(tree: Tree, name: str) -> str:
+    """A table's text, UTF-8."""
+    data = table_bytes(tree, name)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise fault(tree, name, data.count(b"\n", 0, error.start) + 1, "not UTF-8 text") from None
+
+
+def lines(tree: Tree, name: str, fields: int | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, words) of every line that is not blank.
+
+    With `fields`, a line is cut into that many words, the last of which may hold blanks; fewer are a fault.
+    """
+    for number, line in enumerate(text(tree, name).splitlines(), start=1):
+        words = line.split() if fields is None else line.split(maxsplit=fields - 1)
+        if not words:
+            continue
+        if fields is not None and len(words) != fields:
+            raise fault(tree, name, number, f"{len(words)} fields where {fields} are needed")
+        yield number, [word.strip() for word in words]
+
+
+def whole(tree: Tree, name: str, line: int, word: str) -> int:
+    """A whole number in a table."""
+    try:
+        return int(word)
+    except ValueError:
+        raise fault(tree, name, line, f"{word!r} is no whole number") from None
+
+
+def number(tree: Tree, name: str, line: int, word: str) -> float:
+    """A finite number in a table."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1e9:
+        raise fault(tree, name, line, f"{word!r} is no number of pixels")
+    return value
+
+
+def known(tree: Tree, name: str, line: int, word: str, names: Sequence[str] | dict[str, Any], kind: str) -> str:
+    """A word that another table defines."""
+    if word not in names:
+        raise fault(tree, name, line, f"{kind} {word!r} is unknown{suggestion(word, names)}")
+    return word
+
+
+def json_table(tree: Tree, name: str) -> Any:
+    """The value of a JSON table."""
+    try:
+        return json.loads(text(tree, name))
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise fault(tree, name, line, f"not valid JSON: {error}") from None
+
+
+def matlab(tree: Tree, name: str, variable: str) -> Any:
+    """One variable of a `.mat` file as scipy reads it, squeezed; nothing else of the file is read."""
+    import scipy.io
+
+    data = table_bytes(tree, name)
+    try:
+        found = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[variable])
+    except Exception as error:  # a damaged file raises nearly anything from within scipy
+        raise BadInput(f"{place(tree, name)}: not a readable MATLAB file: {error or type(error).__name__}") from None
+    if variable not in found:
+        raise BadInput(f"{place(tree, name)}: variable {variable!r} is missing")
+    return found[variable]
+
+
+@contextmanager
+def staged(tree: Tree, folder: str, tables: Sequence[str], folders: Sequence[str] = ()) -> Iterator[str]:
+    """A temporary root in which `folder` holds copies of `tables` and empty `folders`: what torchvision's classes read.
+
+    They list a release from its tables alone; so the release may have any folder's name, and lie on a remote store.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-tables-") as root:
+        for inner in folders:
+            (Path(root) / folder / inner).mkdir(parents=True, exist_ok=True)
+        for table in tables:
+            copy = Path(root) / folder / table
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(table_bytes(tree, table))
+        yield root
+
+
+def fault(tree: Tree, name: str, line: int, message: str) -> BadInput:
+    """The error of one line of a table."""
+    return BadInput(f"{place(tree, name)}: line {line}: {message}")
