@@ -143,11 +143,11 @@ def show(board: Board, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def packing(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+def packing(console: Console, name: str, verb: str = "packing") -> Iterator[Callable[[int, int], None]]:
     """A progress bar for decoding the images of dataset `name`; shown only once there is something to do."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(f"packing {escape(name)}", total=None, visible=False)
+    task = bar.add_task(f"{verb} {escape(name)}", total=None, visible=False)
     started = threading.Event()
 
     def update(done: int, total: int) -> None:
@@ -155,7 +155,7 @@ def packing(console: Console, name: str) -> Iterator[Callable[[int, int], None]]
             started.set()
             bar.start()
             if not console.is_terminal:
-                console.print(f"packing {escape(name)}: {total} images", highlight=False)
+                console.print(f"{verb} {escape(name)}: {total} images", highlight=False)
         bar.update(task, completed=done, total=total, visible=True)
 
     try:

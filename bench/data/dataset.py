@@ -62,6 +62,35 @@ class Usable(Protocol):
         """Labels `[count]` of one split."""
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What a reference means before any image is looked at: a card (at `path`), or a folder (`tree`).
+
+    A folder that is a release's own has that release's card as well.
+    """
+
+    name: str
+    card: DatasetCard | None = None
+    path: Path | None = None
+    tree: Tree | None = None
+
+
+def meaning(reference: str) -> Meaning:
+    """What a reference means, see `resolve`; same errors, and a release need not be there."""
+    name, options = _options(reference)
+    if name in card_paths("datasets") or Path(name).suffix == ".toml":
+        path = find_card("datasets", name)
+        return Meaning(_name_of(path, reference), read_card(path, options), path=path)
+    tree = open_tree(reference)
+    if reference and tree.exists():
+        return Meaning(*_kind_of(tree), tree=tree)
+    if Path(reference).expanduser().is_file():
+        raise BadInput(f"dataset {reference!r} is a file; a folder of images or a card (.toml) is needed")
+    error = UnknownName("dataset card", name, card_paths("datasets"))
+    error.args = (f"{error}, and there is no such folder",)
+    raise error
+
+
 def resolve(reference: str, root: str | None = None) -> Dataset:
     """Find, index and fingerprint a dataset; a card's name goes before a folder of the same name.
 
@@ -69,18 +98,10 @@ def resolve(reference: str, root: str | None = None) -> Dataset:
     "aircraft?level=family". `root`: where releases are looked for, see `roots.data_root`.
     Raises UnknownName for what is neither card nor folder, BadInput for a faulty card, layout or table.
     """
-    name, options = _options(reference)
-    if name in card_paths("datasets") or Path(name).suffix == ".toml":
-        path = find_card("datasets", name)
-        return from_card(path, read_card(path, options), reference, root)
-    tree = open_tree(reference)
-    if reference and tree.exists():
-        return _from_tree(tree, *_kind_of(tree))
-    if Path(reference).expanduser().is_file():
-        raise BadInput(f"dataset {reference!r} is a file; a folder of images or a card (.toml) is needed")
-    error = UnknownName("dataset card", name, card_paths("datasets"))
-    error.args = (f"{error}, and there is no such folder",)
-    raise error
+    meant = meaning(reference)
+    if meant.path is not None and meant.card is not None:
+        return from_card(meant.path, meant.card, reference, root)
+    return _from_tree(meant.tree or open_tree(reference), meant.name, meant.card)
 
 
 def index_of(source: Source, cache: Path) -> Index:

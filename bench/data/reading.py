@@ -26,6 +26,16 @@ class Content:
 
 def read_content(tree: Tree, cache: Path, reader: str = "folder", *, level: str = "", boxes: bool = False) -> Content:
     """Index a folder and fingerprint it; BadInput says what is wrong with its layout or its tables."""
+    index, stamps, version = read_index(tree, reader, level=level, boxes=boxes)
+    known = file_digests(tree, {file: _stamp(stamps, file) for file in index.files}, cache)
+    digests = tuple(known[file] for file in index.files)
+    return Content(index, digests, _fingerprint(version, index, digests))
+
+
+def read_index(
+    tree: Tree, reader: str = "folder", *, level: str = "", boxes: bool = False
+) -> tuple[Index, Stamps, str]:
+    """The index of a folder, the stamps of the images in it, and its reader with its version; see `read_content`."""
     stamps = tree.scan()
     if reader == "folder":
         version, rows = folder.VERSION, folder.rows_of(tree, stamps)
@@ -33,9 +43,7 @@ def read_content(tree: Tree, cache: Path, reader: str = "folder", *, level: str 
         layout = find_layout(reader)
         version, rows = layout.version, layout.rows(tree, stamps, level)
     index = build_index(folder_name(tree), with_val(rows), boxes=boxes)
-    known = file_digests(tree, {file: _stamp(stamps, file) for file in index.files}, cache)
-    digests = tuple(known[file] for file in index.files)
-    return Content(index, digests, _fingerprint(f"{reader}/{version}", index, digests))
+    return index, stamps, f"{reader}/{version}"
 
 
 def _stamp(stamps: Stamps, file: str) -> tuple[int, int]:

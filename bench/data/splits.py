@@ -40,6 +40,11 @@ def read_splits(tree: Tree, images: Iterable[str]) -> list[Row]:
     return [Row(names[plain(file)], label, split) for _, file, label, split in rows]
 
 
+def listed_files(tree: Tree) -> list[str]:
+    """The names in splits.csv as they are written there; BadInput where it is not such a table."""
+    return [file for _, file, _, _ in _lines(tree)]
+
+
 def _lines(tree: Tree) -> Iterator[tuple[int, str, str, str]]:
     """Yield (line number, file, class, split word), stripped."""
     reader = csv.reader(io.StringIO(_text(tree), newline=""), strict=True)
