@@ -11,11 +11,12 @@ from bench.errors import BadData, BadInput, UnknownName
 
 @dataclass(frozen=True)
 class Release:
-    """What a layout reads: the folder, the stamps of the images in it, and the wanted set of classes."""
+    """What a layout reads: the folder, the stamps of the images in it, the wanted set of classes, and if boxes are."""
 
     tree: Tree
     stamps: Stamps
     level: str
+    boxes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,22 @@ class Layout:
     read: Callable[[Release], list[Row]]
     levels: tuple[str, ...] = ("",)  # names of its sets of classes, the usual one first
     boxes: bool = False  # whether rows can carry a bounding box
+    here: Callable[[Tree], bool] | None = None  # where no single name is mark enough
 
     def is_at(self, tree: Tree) -> bool:
         """Whether the release lies in this folder."""
-        return any(tree.has(mark) for mark in self.marks)
+        return any(tree.has(mark) for mark in self.marks) or (self.here is not None and self.here(tree))
 
-    def rows(self, tree: Tree, stamps: Stamps, level: str) -> list[Row]:
-        """Read and check the rows; `level` "" is the usual one. Raises BadInput, and UnknownName for a level."""
+    def rows(self, tree: Tree, stamps: Stamps, level: str, boxes: bool = False) -> list[Row]:
+        """Read and check the rows; `level` "" is the usual one, `boxes` whether rows need their bounding boxes.
+
+        Raises BadInput, and UnknownName for a level.
+        """
         if level and level not in self.levels:
             raise UnknownName("level", level, filter(None, self.levels))
-        rows = self.read(Release(tree, stamps, level or self.levels[0]))
+        if boxes and not self.boxes:
+            raise BadInput(f"{tree.address}: boxes: this release has no bounding boxes to crop to")
+        rows = self.read(Release(tree, stamps, level or self.levels[0], boxes))
         _check(tree, rows)
         return rows
 

@@ -41,7 +41,7 @@ def read_index(
         version, rows = folder.VERSION, folder.rows_of(tree, stamps)
     else:
         layout = find_layout(reader)
-        version, rows = layout.version, layout.rows(tree, stamps, level)
+        version, rows = layout.version, layout.rows(tree, stamps, level, boxes)
     index = build_index(folder_name(tree), with_val(rows), boxes=boxes)
     return index, stamps, f"{reader}/{version}"
 
