@@ -3,6 +3,7 @@
 Tables come from elsewhere. They are bounded in size, and nothing in them is run.
 """
 
+import csv
 import io
 import json
 import tempfile
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.data import matfile
 from bench.data.tree import Tree, place
 from bench.errors import BadInput, suggestion
 
@@ -80,11 +82,30 @@ def known(tree: Tree, name: str, line: int, word: str, names: Sequence[str] | di
     return word
 
 
+def records(tree: Tree, name: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, the cells of `columns`, stripped) of a CSV file whose first line names its columns."""
+    reader = csv.reader(io.StringIO(text(tree, name), newline=""), strict=True)
+    try:
+        header = [column.strip().lower() for column in next(reader, [])]
+        for column in columns:
+            if header.count(column) != 1:
+                raise fault(tree, name, 1, f"column {column!r} is there {header.count(column)} times, not once")
+        places = [header.index(column) for column in columns]
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise fault(tree, name, reader.line_num, f"{len(cells)} fields where the header has {len(header)}")
+            yield reader.line_num, [cells[where].strip() for where in places]
+    except csv.Error as error:
+        raise fault(tree, name, reader.line_num, f"not valid CSV: {error}") from None
+
+
 def json_table(tree: Tree, name: str) -> Any:
     """The value of a JSON table."""
     try:
         return json.loads(text(tree, name))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise fault(tree, name, line, f"not valid JSON: {error}") from None
 
@@ -95,6 +116,7 @@ def matlab(tree: Tree, name: str, variable: str) -> Any:
 
     data = table_bytes(tree, name)
     try:
+        matfile.check(data)
         found = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=[variable])
     except Exception as error:  # a damaged file raises nearly anything from within scipy
         raise BadInput(f"{place(tree, name)}: not a readable MATLAB file: {error or type(error).__name__}") from None

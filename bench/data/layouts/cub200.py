@@ -14,29 +14,31 @@ IMAGES, LABELS, SPLITS, CLASSES, BOXES = (
     "bounding_boxes.txt",
 )
 
+_Table = dict[str, tuple[int, str]]  # the line and the value of each id
+
 
 def read(release: Release) -> list[Row]:
     """Rows of the official train and test split; there is no official val split."""
     tree = release.tree
     files = _table(tree, IMAGES)
-    classes = _table(tree, CLASSES)
+    classes = _class_names(tree)
     labels = _table(tree, LABELS, files)
     splits = _table(tree, SPLITS, files)
-    boxes = _boxes(tree, files) if tree.has(BOXES) else {}
+    boxes = _boxes(tree, files) if release.boxes else dict.fromkeys(files)
     rows = []
     for image, (line, file) in files.items():
-        for table, values in ((LABELS, labels), (SPLITS, splits)):
+        for table, values in ((LABELS, labels), (SPLITS, splits), (BOXES, boxes)):
             if image not in values:
                 raise fault(tree, IMAGES, line, f"image id {image!r} is not in {table}")
-        place, label = labels[image]
-        name = classes[known(tree, LABELS, place, label, classes, "class id")][1]
-        rows.append(Row(f"images/{file}", name, _split(tree, *splits[image]), boxes.get(image)))
+        name = classes[known(tree, LABELS, labels[image][0], labels[image][1], classes, "class id")]
+        _check_folder(tree, labels[image][0], file, name, classes)
+        rows.append(Row(f"images/{file}", name, _split(tree, *splits[image]), boxes[image]))
     return rows
 
 
-def _table(tree: Tree, table: str, known_ids: dict[str, tuple[int, str]] | None = None) -> dict[str, tuple[int, str]]:
-    """A table of id and value: the line and value of each id."""
-    found: dict[str, tuple[int, str]] = {}
+def _table(tree: Tree, table: str, known_ids: _Table | None = None) -> _Table:
+    """A table of id and value."""
+    found: _Table = {}
     for line, (key, value) in lines(tree, table, fields=2):
         if key in found:
             raise fault(tree, table, line, f"id {key!r} is there twice, first in line {found[key][0]}")
@@ -46,19 +48,40 @@ def _table(tree: Tree, table: str, known_ids: dict[str, tuple[int, str]] | None 
     return found
 
 
+def _class_names(tree: Tree) -> dict[str, str]:
+    """The name of each class id, as the release spells it: "001.Black_footed_Albatross"."""
+    names: dict[str, str] = {}
+    for key, (line, name) in _table(tree, CLASSES).items():
+        if name in names.values():
+            raise fault(tree, CLASSES, line, f"class {name!r} is there twice")
+        names[key] = name
+    return names
+
+
+def _check_folder(tree: Tree, line: int, file: str, name: str, classes: dict[str, str]) -> None:
+    """An image lies in its class's folder; a folder of another class means that a table is damaged."""
+    folder = file.partition("/")[0]
+    if folder != name and folder in classes.values():
+        raise fault(tree, LABELS, line, f"class {name!r} contradicts the folder of {file!r}")
+
+
 def _split(tree: Tree, line: int, flag: str) -> Split:
     if flag not in ("0", "1"):
         raise fault(tree, SPLITS, line, f"{flag!r} is neither 1 (train) nor 0 (test)")
     return "train" if flag == "1" else "test"
 
 
-def _boxes(tree: Tree, files: dict[str, tuple[int, str]]) -> dict[str, Box]:
-    boxes = {}
+def _boxes(tree: Tree, files: _Table) -> dict[str, Box | None]:
+    boxes: dict[str, Box | None] = {}
     for line, (key, *words) in lines(tree, BOXES, fields=5):
         known(tree, BOXES, line, key, files, "image id")
         left, top, width, height = (number(tree, BOXES, line, word) for word in words)
+        if key in boxes:
+            raise fault(tree, BOXES, line, f"id {key!r} is there twice")
+        if width <= 0 or height <= 0:
+            raise fault(tree, BOXES, line, f"a box of {width:g} x {height:g} px holds nothing")
         boxes[key] = (left, top, left + width, top + height)
     return boxes
 
 
-LAYOUT = Layout(version=1, marks=(IMAGES,), read=read, boxes=True)
+LAYOUT = Layout(version=1, marks=(LABELS, SPLITS), read=read, boxes=True)
