@@ -56,12 +56,24 @@ def _check(tree: Tree, rows: Sequence[Row]) -> None:
     """Tables come from elsewhere: no name may leave the folder, and no image may be listed twice."""
     seen: dict[str, str] = {}
     for row in rows:
-        parts = PurePosixPath(row.file.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or "\0" in row.file:
+        path = PurePosixPath(row.file.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or "\0" in row.file:
             raise BadInput(f"{tree.address}: a table lists {row.file!r}, which leaves the folder")
-        name = plain(row.file)
+        if not _is_text(row.file, row.label):
+            raise BadInput(f"{tree.address}: a table lists {row.file!r} of class {row.label!r}, which is not text")
+        name = plain(path.as_posix())
         if name in seen:
             raise BadInput(f"{place(tree, row.file)}: listed twice, in {seen[name]} and in {row.split}")
         seen[name] = row.split
     if not rows:
         raise BadData(f"{tree.address}: its tables list no image")
+
+
+def _is_text(file: str, label: str) -> bool:
+    """Whether a file and a class can have these names; half a character, as JSON and MATLAB files can spell, is none."""
+    try:
+        file.encode("utf-8", "surrogateescape")
+        label.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -78,8 +78,8 @@ class LocalTree:
         return Path(self.address).is_dir()
 
     def has(self, name: str) -> bool:
-        """Whether a file or folder of this relative name is there."""
-        return (Path(self.address) / name).exists()
+        """Whether a file or folder of this relative name is there; a name that no file can have is not."""
+        return os.path.exists(f"{self.address}/{name}")  # noqa: PTH110 (a Path raises for a name that is too long)
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; raises OSError."""
