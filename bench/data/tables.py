@@ -7,14 +7,14 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.data import matfile
 from bench.data.tree import Tree, place
-from bench.errors import BadInput, suggestion
+from bench.errors import BadInput, BenchError, suggestion
 
 MAX_BYTES = 64 << 20  # the largest table of the known releases has 10 MB
 
@@ -125,20 +125,43 @@ def matlab(tree: Tree, name: str, variable: str) -> Any:
     return found[variable]
 
 
+def matlab_bytes(**variables: Any) -> bytes:
+    """The bytes of a `.mat` file that holds these variables."""
+    import scipy.io
+
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, variables)
+    return stream.getvalue()
+
+
 @contextmanager
-def staged(tree: Tree, folder: str, tables: Sequence[str], folders: Sequence[str] = ()) -> Iterator[str]:
-    """A temporary root in which `folder` holds copies of `tables` and empty `folders`: what torchvision's classes read.
+def staged(tree: Tree, folder: str, tables: Mapping[str, bytes], folders: Sequence[str] = ()) -> Iterator[str]:
+    """A temporary root in which `folder` holds `tables` and empty `folders`: what torchvision's classes read.
 
     They list a release from its tables alone; so the release may have any folder's name, and lie on a remote store.
+    The tables are checked before and written anew; what torchvision raises nevertheless is one BadInput.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-tables-") as root:
-        for inner in folders:
-            (Path(root) / folder / inner).mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            copy = Path(root) / folder / table
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(table_bytes(tree, table))
-        yield root
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-tables-") as root:
+            for inner in folders:
+                (Path(root) / folder / inner).mkdir(parents=True, exist_ok=True)
+            for table, data in tables.items():
+                copy = Path(root) / folder / table
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(data)
+            yield root
+    except BenchError:
+        raise
+    except Exception as error:  # torchvision promises nothing about tables that it does not expect
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{tree.address}: torchvision cannot read the tables of this release ({reason})") from error
+
+
+def file_name(tree: Tree, name: str, line: int, word: str) -> str:
+    """A file's name in a table, without any folder."""
+    if not word.isprintable() or set(word) & set("/\\") or word in ("", ".", ".."):
+        raise fault(tree, name, line, f"{word[:80]!r} is no file's name")
+    return word
 
 
 def fault(tree: Tree, name: str, line: int, message: str) -> BadInput:

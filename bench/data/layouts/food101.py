@@ -1,10 +1,14 @@
-"""Food-101: `meta/train.json` and `meta/test.json` list each class's images. Read by torchvision's own class."""
+"""Food-101: `meta/train.json` and `meta/test.json` list each class's images. Listed by torchvision's own class."""
+
+import json
+from typing import Any
 
 from bench.data.index import Row
 from bench.data.layout import Layout, Release
 from bench.data.source import Split
-from bench.data.tables import fault, json_table, staged
-from bench.data.tree import Tree
+from bench.data.tables import json_table, staged
+from bench.data.tree import Tree, place
+from bench.errors import BadInput
 
 SPLITS: dict[str, Split] = {"train": "train", "test": "test"}
 
@@ -13,9 +17,7 @@ def read(release: Release) -> list[Row]:
     """Rows of the official train and test split; there is no official val split."""
     from torchvision.datasets import Food101
 
-    tables = [f"meta/{word}.json" for word in SPLITS]
-    for table in tables:
-        _check(release.tree, table)
+    tables = _tables(release.tree)
     rows = []
     with staged(release.tree, "food-101", tables, ["images"]) as root:
         for word, split in SPLITS.items():
@@ -28,19 +30,38 @@ def read(release: Release) -> list[Row]:
     return rows
 
 
-def _check(tree: Tree, table: str) -> None:
-    listed = json_table(tree, table)
+def _tables(tree: Tree) -> dict[str, bytes]:
+    """Both tables, checked: each class's images, as paths below images/ without .jpg, none of them twice."""
+    seen: dict[str, str] = {}
+    tables = {}
+    for word in SPLITS:
+        table = f"meta/{word}.json"
+        listed = json_table(tree, table)
+        _check(tree, table, listed, seen)
+        tables[table] = json.dumps(listed).encode()
+    return tables
+
+
+def _check(tree: Tree, table: str, listed: Any, seen: dict[str, str]) -> None:
     if not isinstance(listed, dict):
-        raise fault(tree, table, 1, "no table of class names")
+        raise BadInput(f"{place(tree, table)}: no object with each class's images")
     for label, files in listed.items():
-        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            raise fault(tree, table, 1, f"class {label!r} holds no list of images")
-        if not all(_inside(file) for file in files):
-            raise fault(tree, table, 1, f"class {label!r} lists an image outside the folder")
+        if not label.strip() or not label.isprintable():
+            raise BadInput(f"{place(tree, table)}: {label[:80]!r} is no class's name")
+        if not isinstance(files, list):
+            raise BadInput(f"{place(tree, table)}: class {label!r} has no list of images")
+        for position, file in enumerate(files, start=1):
+            _check_image(tree, table, f"image {position} of class {label!r}", file, seen)
 
 
-def _inside(file: str) -> bool:
-    return not file.startswith("/") and ".." not in file.split("/") and "\0" not in file
+def _check_image(tree: Tree, table: str, where: str, file: Any, seen: dict[str, str]) -> None:
+    if not isinstance(file, str) or not file.isprintable() or "\\" in file:
+        raise BadInput(f"{place(tree, table)}: {where}: {str(file)[:80]!r} is no path of an image")
+    if any(part in ("", ".", "..") for part in file.split("/")):
+        raise BadInput(f"{place(tree, table)}: {where}: {file[:80]!r} is no path below images/")
+    if file in seen:
+        raise BadInput(f"{place(tree, table)}: {where}: {file!r} is there twice, also as {seen[file]}")
+    seen[file] = f"{where} in {table}"
 
 
 LAYOUT = Layout(version=1, marks=("meta/train.json", "meta/test.json"), read=read)
