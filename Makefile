@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 OUT    ?= results
 
-.PHONY: run test check format slow clean
+.PHONY: run test check format slow speed clean
 
 run: $(VENV)/.installed  ## the sweep simclr_gamma on built-in data, then its leaderboard
 	$(BIN)/bench run --sweep simclr_gamma --out $(OUT)
@@ -15,6 +15,10 @@ test: $(VENV)/.test-installed  ## the fast tests
 
 slow: $(VENV)/.test-installed  ## the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
+
+speed: $(VENV)/.test-installed  ## measure beside other libraries; writes docs/PERFORMANCE.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,speed]"
+	$(BIN)/python -m tests.speed
 
 check: $(VENV)/.test-installed  ## lint, format and types, as CI runs them
 	$(BIN)/ruff check .

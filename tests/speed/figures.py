@@ -1,0 +1,80 @@
+"""What every speed measurement shares: one line of the table, and timing that is fair on a noisy machine.
+
+Each module of this folder measures one subject against what users would pick instead, in one run, and gives `Figure`s:
+`python -m tests.speed.NAME` prints them, `python -m tests.speed` (make speed) runs all and writes docs/PERFORMANCE.md.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. `goal` is what `value` should reach: at least it, or at most with `lower`."""
+
+    what: str
+    measured: str  # what was compared with what, and both absolute figures
+    value: float  # a ratio, seconds or a share
+    unit: str  # "x", "s", "GiB", "share"
+    goal: float
+    lower: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.value <= self.goal if self.lower else self.value >= self.goal
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of several runs of one thing: by the clock, and of this process on its cores."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The median wall seconds of a run."""
+        return statistics.median(self.wall)
+
+
+def alternate(things: Mapping[str, Callable[[], object]], repeats: int, warm: int = 1) -> dict[str, Taken]:
+    """Run the things in turn, `repeats` times after `warm` unmeasured rounds: a noisy neighbour meets them all."""
+    wall: dict[str, list[float]] = {name: [] for name in things}
+    cpu: dict[str, list[float]] = {name: [] for name in things}
+    for round_number in range(warm + repeats):
+        for name, thing in things.items():
+            start, busy = time.perf_counter(), time.process_time()
+            thing()
+            if round_number >= warm:
+                wall[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - busy)
+    return {name: Taken(tuple(wall[name]), tuple(cpu[name])) for name in things}
+
+
+def ratio(slow: Taken, fast: Taken) -> float:
+    """How many times faster: the median over rounds of the two wall times of one round, so that drifts cancel."""
+    return statistics.median(s / f for s, f in zip(slow.wall, fast.wall, strict=True))
+
+
+def main(measure: Callable[[argparse.Namespace], Sequence[Figure]], description: str, repeats: int = 5) -> None:
+    """The command line of one module: prints its figures for people, or as JSON for the whole table."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--repeats", type=int, default=repeats, help="measured rounds")
+    parser.add_argument("--data", default="../shared/data/coffee_leaf_bracol", help="folder of photographs")
+    parser.add_argument("--json", action="store_true", help="one JSON object per figure")
+    arguments = parser.parse_args()
+    for figure in measure(arguments):
+        if arguments.json:
+            print(json.dumps(asdict(figure)), flush=True)
+        else:
+            sign = "<=" if figure.lower else ">="
+            verdict = "met" if figure.met else "MISSED"
+            goal = f"goal {sign} {figure.goal:g}: {verdict}"
+            print(f"{figure.what}: {figure.value:.3g} {figure.unit} ({goal}); {figure.measured}")
+    sys.stdout.flush()
