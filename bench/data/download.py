@@ -104,9 +104,7 @@ class _Transfer:
             if not mixed:
                 self.wrong = True
                 raise _Refused(problem)
-            self.watch.tell(
-                f"{self.archive.file}: {problem}: what was there before is dropped, once more from the start"
-            )
+            self.watch.tell(f"{self.archive.file}: {problem}; taken anew from its start")
 
     def _persist(self, address: str) -> None:
         """Ask until the body is whole; the count of attempts begins anew with every new MB."""

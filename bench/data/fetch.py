@@ -197,7 +197,7 @@ def _check_release(plan: Plan) -> None:
     if not any(layout.is_at(open_tree(str(plan.partial / folder))) for folder in ("", *plan.card.folders)):
         raise BadData(
             f"{plan.downloads}: the archives are those of the card, and yet hold no release that reader "
-            f"{plan.card.reader!r} knows (none of {', '.join(layout.marks)}): its folders, into or reader is wrong"
+            f"{plan.card.reader!r} knows{_unlike(plan)}: its folders, into or reader is wrong"
         )
 
 
@@ -245,8 +245,12 @@ def _check_target(plan: Plan) -> None:
     folder = plan.folder
     empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
     if os.path.lexists(folder) and not empty:
-        marks = ", ".join(find_layout(plan.card.reader).marks)
-        raise BadInput(f"{folder} is there and is not the release (it has none of {marks}): move it away, then fetch")
+        raise BadInput(f"{folder} is there and is not the release{_unlike(plan)}: move it away, then fetch")
+
+
+def _unlike(plan: Plan) -> str:
+    marks = find_layout(plan.card.reader).marks
+    return f" (it has none of {', '.join(marks[:4])})" if marks else ""
 
 
 def _check_room(plan: Plan) -> None:
