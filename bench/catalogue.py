@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench.cards import card_paths
 from bench.data.card import read_card
+from bench.datasheet import sheet
 from bench.encoders import ENCODERS
 from bench.errors import BenchError, UnknownName
 from bench.evaluation.finetune import Finetune
@@ -45,7 +46,7 @@ def details(name: str) -> RenderableType:
     if name in kinds["sweeps"]:
         return _sweep(load_sweep(name))
     if name in kinds["datasets"]:
-        return _pairs(name, read_card(card_paths("datasets")[name]).model_dump(exclude_none=True))
+        return sheet(name)
     for kind in ("encoders", "protocols"):
         if name in kinds[kind]:
             return _pairs(name, {"kind": kind.removesuffix("s"), "summary": kinds[kind][name]})

@@ -4,6 +4,7 @@ CACHE/packs/KEY/ holds images.npy (uint8 `[N,3,H,W]`), table.parquet (one row pe
 built in a temporary folder under a lock and then renamed: a pack that exists is whole.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -117,6 +118,8 @@ def open_pack(
     place = cache / "packs" / digest([source.fingerprint, size, PACK_VERSION])
     pack = _read(place, source)
     if pack is not None:
+        with contextlib.suppress(OSError):
+            os.utime(place)  # when it was last used, for `bench data clean`
         return pack
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
