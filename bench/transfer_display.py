@@ -41,11 +41,9 @@ def intention(plan: Plan) -> list[str]:
     unknown = any(archive.size is None for archive in plan.missing())
     more = " and what has no size in the card" if unknown else ""
     room = f"about {decimal(plan.room())}{more} needed meanwhile, {decimal(plan.free())} free"
-    return [
-        *lines,
-        f"  download  {decimal(plan.to_download())}{more}, to {plan.downloads}",
-        f"  unpack    to {plan.folder}; {room}",
-    ]
+    if any(archive.addresses for archive in plan.missing()):
+        lines.append(f"  download  {decimal(plan.to_download())}{more}, to {plan.downloads}")
+    return [*lines, f"  unpack    to {plan.folder}; {room}"]
 
 
 def outcome(plan: Plan, fetched: Fetched, seconds: float) -> list[str]:
@@ -99,7 +97,7 @@ class Bars:
 
     def tell(self, message: str) -> None:
         """A line above the bars."""
-        self.bars.console.print(message, style="yellow", markup=False, soft_wrap=True)
+        self.bars.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Lines:
@@ -108,15 +106,16 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.task, self.began, self.first, self.said = "", 0.0, 0, 0.0
+        self.over = False
 
     def at(self, task: str, done: int, total: int | None) -> None:
         """Say how far it is, if it is time to."""
         now = time.monotonic()
         if task != self.task or done < self.first:
             self.task, self.began, self.first = task, now, done
-        elif done != total and now - self.said < _EVERY:
+        elif self.over or (done != total and now - self.said < _EVERY):
             return
-        self.said = now
+        self.said, self.over = now, done == total
         size = decimal(total) if total is not None else "unknown size"
         part = "" if done == total else f"{decimal(done)} of "
         self.tell(f"{task}: {part}{size}{self._speed(now, done, total)}")
@@ -130,13 +129,13 @@ class Lines:
 
     def tell(self, message: str) -> None:
         """A line."""
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _described(archive: Archive, here: bool) -> str:
     size = "size not in its card" if archive.size is None else decimal(archive.size)
     hosts = list(dict.fromkeys(urlsplit(address).netloc for address in archive.addresses))
-    where = "is here already" if here else f"from {', else '.join(hosts)}" if hosts else "brought by hand"
+    where = "is here already" if here else f"from {', else '.join(hosts)}" if hosts else "to be brought by hand"
     return f"{archive.file}, {size}, {where}"
 
 

@@ -207,7 +207,7 @@ class _Transfer:
         self.watch.at(task, part.size, most)
         try:
             with part.path.open("ab") as sink:
-                while chunk := _read(response, self.patience):
+                while chunk := _read(response, self.patience, part.size):
                     part.append(sink, chunk)
                     self.watch.at(task, part.size, most)
                     if most is not None and part.size > most:
@@ -232,8 +232,8 @@ class _Transfer:
             raise _Refused(f"gives more than {most:,} bytes")
 
 
-def _read(response: "Response", patience: Patience) -> bytes:
-    """What has come of a body, as it was sent; b"" at its end."""
+def _read(response: "Response", patience: Patience, size: int) -> bytes:
+    """What has come of a body beyond its first `size` bytes, as it was sent; b"" at its end."""
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     raw = response.raw
@@ -241,9 +241,9 @@ def _read(response: "Response", patience: Patience) -> bytes:
         chunk: bytes = getattr(raw, "read1", raw.read)(_CHUNK, decode_content=False)
         return chunk
     except ReadTimeoutError:
-        raise _Cut(f"nothing came for {patience.read:.0f} s") from None
-    except HTTPError as error:
-        raise _Cut(f"the connection broke: {error}") from None
+        raise _Cut(f"nothing came for {patience.read:.0f} s after {size:,} bytes") from None
+    except HTTPError:
+        raise _Cut(f"the connection broke after {size:,} bytes") from None
 
 
 def _total(response: "Response") -> int | None:

@@ -59,7 +59,8 @@ class Plan:
 
     def to_download(self) -> int:
         """Bytes still to be downloaded, as far as the card knows."""
-        return sum(max(0, (archive.size or 0) - self._came(archive)) for archive in self.missing())
+        wanted = [archive for archive in self.missing() if archive.addresses]
+        return sum(max(0, (archive.size or 0) - self._came(archive)) for archive in wanted)
 
     def room(self) -> int:
         """Bytes that the disk must still hold until the archives are removed: downloads and what is in them."""
