@@ -45,3 +45,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; there are: {', '.join(names)}" if names else "; there are none"
+
+
+def short(text: str, most: int = 500) -> str:
+    """Return `text` without its middle where it is longer than `most` characters: a damaged file can hold any line."""
+    return text if len(text) <= most else f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"

@@ -22,6 +22,7 @@ from bench.data.layout import Layout
 from bench.data.pack import Pack, cache_folder, open_pack
 from bench.data.reading import read_content
 from bench.data.releases import find_layout, layout_names
+from bench.data.source import Split
 from bench.data.tree import LocalTree, open_tree
 from bench.errors import BadData, BadInput
 
@@ -57,7 +58,7 @@ def write(path: Path, *lines: str) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def splits_of(dataset: Dataset, split: str) -> set[str]:
+def splits_of(dataset: Dataset, split: Split) -> set[str]:
     return {file for file, one in zip(dataset.index.files, dataset.index.splits, strict=True) if one == split}
 
 
@@ -327,15 +328,15 @@ BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>{}</xmax>{}</bndbox>"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a valid annotation"),
-        ("<annotation>", "not a valid annotation"),
+        ("", "not valid XML"),
+        ("<annotation>", "not valid XML"),
         ("<annotation/>", "field 'bndbox' is missing"),
         (VOC.format(BOX.format(9, "")), "field 'ymax' of a box is missing"),
         (VOC.format(BOX.format("wide", "<ymax>9</ymax>")), "'wide' is no number of pixels"),
         (VOC.format(BOX.format("inf", "<ymax>9</ymax>")), "'inf' is no number of pixels"),
-        (VOC.format(BOX.format(1, "<ymax>9</ymax>")), "a box from 1, 2 to 1, 9 px holds nothing"),
-        ('<!DOCTYPE a [<!ENTITY b "9">]>' + VOC.format(BOX.format("&b;", "<ymax>9</ymax>")), "document type"),
-        ('<?xml version="1.0" encoding="klingon"?><a/>', "not a valid annotation"),
+        (VOC.format(BOX.format(0, "<ymax>9</ymax>")), "a box from 1, 2 to 0, 9 px holds nothing"),
+        ('<!DOCTYPE a [<!ENTITY b "9">]>' + VOC.format(BOX.format("&b;", "<ymax>9</ymax>")), "declares a document"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', "not valid XML"),
         (" " * 70_000, "more than 64 KiB"),
     ],
 )
@@ -413,7 +414,8 @@ def test_cassava_as_zip_keeps_its_splits(tmp_path: Path) -> None:
     assert dataset.counts == {"unlabelled": 0, "train": 25, "val": 10, "test": 15}
     for file, label in labels_by_file(dataset).items():
         assert file.split("/")[1] == label
-    for split, folder in (("train", "train"), ("val", "validation"), ("test", "test")):
+    folders: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
+    for split, folder in folders.items():
         assert {file.split("/")[0] for file in splits_of(dataset, split)} == {folder}
 
 
@@ -435,11 +437,12 @@ def test_cassava_of_2019(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert (
         "4 images of test/0 are left out: they have no labels, and are the labelled validation and test" in caplog.text
     )
-    for split, count in (("train", 6), ("val", 2), ("test", 2)):
+    each: dict[Split, int] = {"train": 6, "val": 2, "test": 2}
+    for split, count in each.items():
         assert Counter(dataset.labels_of(split)) == dict.fromkeys(range(5), count)
 
 
-def names_of(dataset: Dataset, split: str) -> set[str]:
+def names_of(dataset: Dataset, split: Split) -> set[str]:
     return {file.rpartition("/")[2] for file in splits_of(dataset, split)}
 
 

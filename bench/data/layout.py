@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from bench.data.index import Row, plain
 from bench.data.tree import Stamps, Tree, place
-from bench.errors import BadData, BadInput, UnknownName
+from bench.errors import BadData, BadInput, UnknownName, short
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,20 @@ def _check(tree: Tree, rows: Sequence[Row]) -> None:
     for row in rows:
         path = PurePosixPath(row.file.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or "\0" in row.file:
-            raise BadInput(f"{tree.address}: a table lists {row.file!r}, which leaves the folder")
+            raise BadInput(f"{tree.address}: a table lists {short(repr(row.file))}, which leaves the folder")
         if not _is_text(row.file, row.label):
-            raise BadInput(f"{tree.address}: a table lists {row.file!r} of class {row.label!r}, which is not text")
+            shown = short(f"{row.file!r} of class {row.label!r}")
+            raise BadInput(f"{tree.address}: a table lists {shown}, which is not text")
         name = plain(path.as_posix())
         if name in seen:
-            raise BadInput(f"{place(tree, row.file)}: listed twice, in {seen[name]} and in {row.split}")
+            raise BadInput(f"{place(tree, short(row.file))}: listed twice, in {seen[name]} and in {row.split}")
         seen[name] = row.split
     if not rows:
         raise BadData(f"{tree.address}: its tables list no image")
 
 
 def _is_text(file: str, label: str) -> bool:
-    """Whether a file and a class can have these names; half a character, as JSON and MATLAB files can spell, is none."""
+    """Whether a file and a class can have these names; JSON and MATLAB files can spell half a character."""
     try:
         file.encode("utf-8", "surrogateescape")
         label.encode()

@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 
 from bench.data.index import Row, plain
 from bench.data.source import Split
-from bench.data.tree import Tree, place, read
+from bench.data.tables import fault, table_bytes
+from bench.data.tree import Tree, place
 from bench.errors import BadInput, suggestion
 
 NAME = "splits.csv"
@@ -67,10 +68,7 @@ def _lines(tree: Tree) -> Iterator[tuple[int, str, str, str]]:
 
 
 def _text(tree: Tree) -> str:
-    try:
-        data = read(tree, NAME)
-    except OSError as error:
-        raise BadInput(f"{place(tree, NAME)}: cannot be read: {error.strerror or error}") from None
+    data = table_bytes(tree, NAME)
     try:
         text = data.decode("utf-8-sig")  # spreadsheets put a byte order mark before UTF-8
     except UnicodeDecodeError as error:
@@ -106,7 +104,7 @@ def _check_files(tree: Tree, rows: list[_Line], names: dict[str, str]) -> None:
         pure = PurePosixPath(file.replace("\\", "/"))
         if not file:
             raise _fault(tree, line, "field 'file' is blank")
-        if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+        if pure.is_absolute() or ".." in pure.parts or ":" in "".join(pure.parts[:1]):
             raise _fault(tree, line, f"file {file!r} leaves the folder; give it relative to {tree.address}")
         if name in first:
             raise _fault(tree, line, f"file {file!r} is listed twice, first in line {first[name]}")
@@ -151,4 +149,4 @@ def _check_classes(tree: Tree, rows: list[_Line]) -> None:
 
 
 def _fault(tree: Tree, line: int, message: str) -> BadInput:
-    return BadInput(f"{place(tree, NAME)}: line {line}: {message}")
+    return fault(tree, NAME, line, message)

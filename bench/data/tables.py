@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.data import matfile
 from bench.data.tree import Tree, place
-from bench.errors import BadInput, BenchError, suggestion
+from bench.errors import BadInput, BenchError, short, suggestion
 
 MAX_BYTES = 64 << 20  # the largest table of the known releases has 10 MB
 
@@ -166,4 +166,4 @@ def file_name(tree: Tree, name: str, line: int, word: str) -> str:
 
 def fault(tree: Tree, name: str, line: int, message: str) -> BadInput:
     """The error of one line of a table."""
-    return BadInput(f"{place(tree, name)}: line {line}: {message}")
+    return BadInput(f"{place(tree, name)}: line {line}: {short(message)}")

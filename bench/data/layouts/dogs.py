@@ -6,7 +6,6 @@ people pass on have the lists in `lists/`, or the folders one level deeper; thes
 
 import logging
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,8 +15,9 @@ import numpy as np
 from bench.data.index import Box, Row
 from bench.data.layout import Layout, Release
 from bench.data.source import Split
-from bench.data.tables import matlab, number
+from bench.data.tables import matlab
 from bench.data.tree import Tree, place
+from bench.data.voc import read_boxes
 from bench.errors import BadInput
 
 LISTS: dict[str, Split] = {"train_list.mat": "train", "test_list.mat": "test"}
@@ -25,8 +25,6 @@ _LIST_FOLDERS = ("", "lists/")
 _IMAGE_FOLDERS = ("Images/", "images/Images/", "images/")
 _BOX_FOLDERS = ("Annotation/", "annotation/Annotation/", "annotations/Annotation/", "annotation/")
 _FILE = re.compile(r"(?P<folder>\w+-\w[\w.-]*)/(?P<stem>\w[\w.-]*)\.jpg")  # n02085620-Chihuahua/n02085620_5927.jpg
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_MAX_XML = 64 << 10  # the largest real one has 3 KB
 _AT_ONCE = 16  # small files read at the same time; a remote store answers each in some tens of ms
 _log = logging.getLogger(__name__)
 
@@ -124,43 +122,13 @@ def _boxes(tree: Tree, images: list[str]) -> dict[str, Box]:
     return {image: box for image, box in zip(images, found, strict=True) if box is not None}
 
 
-class _NoDeclarations(ElementTree.TreeBuilder):
-    """Builds a tree; refuses document type declarations, without which there are no entities to expand."""
-
-    def doctype(self, name: str, pubid: str, system: str) -> None:
-        raise ValueError("it has a document type declaration")
-
-
 def _box(tree: Tree, name: str) -> Box | None:
     """The smallest box around every dog of one XML file, or None where the file is not there."""
-    try:
-        with tree.open(name) as stream:
-            data = stream.read(_MAX_XML + 1)
-    except FileNotFoundError:
+    boxes = read_boxes(tree, name)
+    if boxes is None:
         return None
-    except OSError as error:
-        raise BadInput(f"{place(tree, name)}: cannot be read: {error.strerror or error}") from None
-    if len(data) > _MAX_XML:
-        raise BadInput(f"{place(tree, name)}: more than {_MAX_XML >> 10} KiB; no annotation is so large")
-    try:
-        root = ElementTree.fromstring(data, parser=ElementTree.XMLParser(target=_NoDeclarations()))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise BadInput(f"{place(tree, name)}: not a valid annotation: {error}") from None
-    boxes = [_corners(tree, name, box) for box in root.iter("bndbox")]
-    if not boxes:
-        raise BadInput(f"{place(tree, name)}: field 'bndbox' is missing")
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
-
-
-def _corners(tree: Tree, name: str, box: ElementTree.Element) -> Box:
-    for corner in _CORNERS:
-        if box.findtext(corner) is None:
-            raise BadInput(f"{place(tree, name)}: field {corner!r} of a box is missing")
-    left, top, right, bottom = (number(tree, name, 1, box.findtext(corner, "")) for corner in _CORNERS)
-    if right <= left or bottom <= top:
-        raise BadInput(f"{place(tree, name)}: a box from {left:g}, {top:g} to {right:g}, {bottom:g} px holds nothing")
-    return left, top, right, bottom
 
 
 def _fault(tree: Tree, table: str, row: int, message: str) -> BadInput:
