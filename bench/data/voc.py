@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from bench.data.index import Box
 from bench.data.tables import fault, number
 from bench.data.tree import Tree, place
-from bench.errors import BadInput
+from bench.errors import BadInput, short
 
 MAX_BYTES = 64 << 10  # the largest real one has 3 KB
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -26,7 +26,7 @@ def read_boxes(tree: Tree, name: str) -> list[Box] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadInput(f"{place(tree, name)}: cannot be read: {error.strerror or error}") from None
+        raise BadInput(f"{place(tree, short(name))}: cannot be read: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
         raise BadInput(f"{place(tree, name)}: more than {MAX_BYTES >> 10} KiB; no annotation is so large")
     boxes = [_box(tree, name, entry) for entry in _parse(tree, name, data).iter("bndbox")]
