@@ -31,6 +31,7 @@ _WORDS = {
     "long": f"longer than {LONG}:1",
     "gray": "gray only",
 }
+_ACROSS = ("shared", "near")
 _SIGNS = {"near": "~"}  # between two images; else =
 
 
@@ -44,7 +45,7 @@ def summary(findings: Findings) -> RenderableType:
 def lists(findings: Findings) -> Iterator[Text]:
     """Every finding, a line each under the heading of its kind; of oddities the first few."""
     for kind in FAULTS + ODD:
-        for split, members in _by_split(findings.of(kind)).items():
+        for split, members in _groups(findings, kind).items():
             yield Text(f"\n{_heading(findings, kind, split)}: {len(members):,}", style=_style(kind))
             shown = members[:FEW] if kind in ODD else members
             yield from (Text(_line(finding)) for finding in shown)
@@ -55,7 +56,7 @@ def lists(findings: Findings) -> Iterator[Text]:
 def verdict(findings: Findings) -> Text:
     """The last line."""
     if findings.faults:
-        return Text(f"\n{findings.faults:,} findings", style="red")
+        return Text(f"\n{findings.faults:,} finding{'' if findings.faults == 1 else 's'}", style="red")
     return Text("\nnothing wrong was found", style="green")
 
 
@@ -99,8 +100,7 @@ def _kinds(findings: Findings) -> Table:
     for kind in FAULTS + ODD:
         if kind == "near" and findings.distance is None:
             continue
-        groups = _by_split(findings.of(kind)) if kind in ("shared", "near") else {"": findings.of(kind)}
-        for split, members in (groups or {"": []}).items():
+        for split, members in (_groups(findings, kind) or {"": []}).items():
             rows.add_row(_heading(findings, kind, split), f"{len(members):,}", style=_style(kind) if members else "dim")
     return rows
 
@@ -115,17 +115,17 @@ def _style(kind: str) -> str:
     return "yellow" if kind in ODD else "red"
 
 
-def _by_split(members: list[Finding]) -> dict[str, list[Finding]]:
+def _groups(findings: Findings, kind: str) -> dict[str, list[Finding]]:
+    """The findings of a kind under the splits that they concern, where those make the difference; else under ""."""
     groups: dict[str, list[Finding]] = {}
-    for finding in members:
-        groups.setdefault(finding.split, []).append(finding)
+    for finding in findings.of(kind):
+        groups.setdefault(finding.split if kind in _ACROSS else "", []).append(finding)
     return dict(sorted(groups.items()))
 
 
 def _line(finding: Finding) -> str:
-    """`FILE = OTHER (detail)`, as far as there is any."""
-    pair = f" {_SIGNS.get(finding.kind, '=')} {visible(finding.other)}" if finding.other else ""
-    named = f"{visible(finding.file)}{pair}"
-    return (
-        f"  {named}: {visible(finding.detail)}" if named and finding.detail else f"  {named}{visible(finding.detail)}"
-    )
+    """`FILE = OTHER (SPLIT): DETAIL`, as far as there is any."""
+    pair = f"{_SIGNS.get(finding.kind, '=')} {visible(finding.other)}" if finding.other else ""
+    split = f"({finding.split})" if finding.split and finding.kind not in _ACROSS else ""
+    head = " ".join(filter(None, (visible(finding.file), pair, split)))
+    return "  " + ": ".join(filter(None, (head, visible(finding.detail))))

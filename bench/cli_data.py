@@ -97,9 +97,9 @@ def check(
 
     Nothing is changed. Exit code 0: nothing was found, 1: something was, 2: wrong input.
     """
+    from bench.bar import packing
     from bench.checksheet import export, lists, require_format, summary, verdict
     from bench.data.check import check as look_through
-    from bench.progress import packing
 
     if to is not None:
         require_format(to)
@@ -176,9 +176,9 @@ def _pack(console: "Console", name: str, image_size: int, processes: int | None,
     """Build or open one pack, and say what is in it."""
     import time
 
+    from bench.bar import packing
     from bench.data.dataset import resolve
     from bench.data.pack import cache_folder, open_pack, pack_size
-    from bench.progress import packing
 
     with console.status("reading the dataset"):
         source = resolve(name, data_root).source

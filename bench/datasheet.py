@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bench.cards import card_paths
 from bench.data.card import Archive, DatasetCard, read_card
+from bench.data.check import usual_level
 from bench.data.dataset import Meaning, meaning, tree_of
 from bench.data.digests import cache_folder
 from bench.data.index import Index
@@ -155,11 +156,12 @@ def _find(meant: Meaning, root: str) -> _Found:
 def _facts(meant: Meaning, card: DatasetCard, index: Index | None) -> Iterator[tuple[str, object]]:
     """(field, value) of a card, in the order in which people ask."""
     yield from (("title", card.title), ("summary", card.summary))
-    named = card.classes if isinstance(card.classes, tuple) else index.classes if index else None
+    named = index.classes if index else card.classes if isinstance(card.classes, tuple) else None
     if named is not None:
         yield "classes", _classes(named)
     elif card.classes is not None:
-        yield "classes", card.classes
+        usual = "" if usual_level(card) else f" of the usual level; of {card.level} they are shown once it is here"
+        yield "classes", f"{card.classes}{usual}"
     yield from (("metric", card.metric), ("terms", card.licence), ("citation", card.citation))
     yield from ((key, value) for key, value in (("homepage", card.homepage), ("by hand", card.by_hand)) if value)
     yield from (("version", card.version), ("reader", card.reader), ("card", meant.path or "built in, by its folder"))

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bench.bar import packing as packing
 from bench.job import Job, label
 from bench.plan import Plan, describe
 
@@ -140,28 +140,6 @@ def show(board: Board, console: Console) -> Iterator[None]:
         return
     with Live(get_renderable=board.render, console=console, refresh_per_second=4, transient=True):
         yield
-
-
-@contextmanager
-def packing(console: Console, name: str, verb: str = "packing") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for decoding the images of dataset `name`; shown only once there is something to do."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(f"{verb} {escape(name)}", total=None, visible=False)
-    started = threading.Event()
-
-    def update(done: int, total: int) -> None:
-        if not started.is_set():
-            started.set()
-            bar.start()
-            if not console.is_terminal:
-                console.print(f"{verb} {escape(name)}: {total} images", highlight=False)
-        bar.update(task, completed=done, total=total, visible=True)
-
-    try:
-        yield update
-    finally:
-        bar.stop()
 
 
 def clock(seconds: float) -> str:
