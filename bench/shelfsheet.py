@@ -28,13 +28,13 @@ class Wish:
     def stays(self, kept: Kept, now: float) -> str:
         """Why a thing stays, or "" if it goes. `now`: Unix time."""
         if kept.busy:
-            return "in use by a build or fetch now"
+            return "in use now"
         if self.names and not any(kept.belongs_to(name) for name in self.names):
             return "not asked for"
         if kept.kind == "download" and not self.downloads:
-            return "--downloads removes it"
+            return "--downloads"
         if self.older is not None and now - kept.used < self.older * DAY:
-            return f"used in the last {self.older:g} days"
+            return f"used within {self.older:g} d"
         return ""
 
 
@@ -48,19 +48,21 @@ def check_names(names: Iterable[str], shelf: list[Kept]) -> None:
 
 def shelf_table(shelf: list[Kept], wish: Wish, now: float) -> RenderableType:
     """One line per thing, with its size, its age and what becomes of it."""
-    rows = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("what", "dataset", "px", "images", "size", "made", "used", ""):
-        rows.add_column(column, justify="right" if column in ("images", "size") else "left", overflow="fold")
+    rows = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("what", "dataset", "px", "images", "size", "age", "unused", ""):
+        rows.add_column(
+            column, justify="right" if column in ("images", "size") else "left", no_wrap=column != "dataset"
+        )
     for one in shelf:
         stays = wish.stays(one, now)
         rows.add_row(
             _WORDS[one.kind],
-            say(one.name, "cyan"),
+            say(one.name, "cyan") if one.name else "",
             f"{one.canvas[0]}x{one.canvas[1]}" if one.images else "",
             f"{one.images:,}" if one.images else "",
             decimal(one.bytes),
-            _ago(now - one.made),
-            _ago(now - one.used),
+            _span(now - one.made),
+            _span(now - one.used),
             say(f"stays: {stays}", "dim") if stays else Text("to remove", style="yellow"),
         )
     going = [one for one in shelf if not wish.stays(one, now)]
@@ -73,9 +75,9 @@ def amount(shelf: list[Kept]) -> str:
     return f"{len(shelf)} thing{'' if len(shelf) == 1 else 's'}, {decimal(sum(one.bytes for one in shelf))}"
 
 
-def _ago(seconds: float) -> str:
-    """How long ago, in the largest whole unit."""
+def _span(seconds: float) -> str:
+    """A time span in its largest whole unit."""
     for unit, length in (("d", DAY), ("h", 3600.0), ("min", 60.0)):
         if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
+            return f"{seconds // length:.0f} {unit}"
     return "now"

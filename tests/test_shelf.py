@@ -215,7 +215,7 @@ def test_what_is_wished_for() -> None:
     assert [Wish().stays(kept, now) for kept in (old, new)] == ["", ""]
     assert [bool(Wish(older=7).stays(kept, now)) for kept in (old, new)] == [False, True]
     assert [bool(Wish(("wings",)).stays(kept, now)) for kept in (old, archive)] == [True, True]
-    assert Wish(("birds",)).stays(archive, now) == "--downloads removes it"
+    assert Wish(("birds",)).stays(archive, now) == "--downloads"
     assert Wish(("birds",), downloads=True).stays(archive, now) == ""
     assert amount([old]) == "1 thing, 10 bytes"
 
