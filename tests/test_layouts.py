@@ -448,12 +448,13 @@ def names_of(dataset: Dataset, split: Split) -> set[str]:
 
 @pytest.mark.parametrize("spelt", [str, str.upper, str.capitalize])
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_test_split_does_not_depend_on_how_a_zip_was_unpacked(
+def test_the_splits_do_not_depend_on_how_a_zip_was_unpacked(
     tmp_path: Path, nested: bool, spelt: Callable[[str], str]
 ) -> None:
     plain = resolve(str(kaggle_2019(tmp_path / "plain")))
     other = resolve(str(kaggle_2019(tmp_path / "other", nested=nested, spelt=spelt)))
-    assert names_of(other, "test") == names_of(plain, "test")
+    for split in ("train", "val", "test"):
+        assert names_of(other, split) == names_of(plain, split)
     assert (other.counts, other.index.classes) == (plain.counts, CASSAVA)
 
 
@@ -463,8 +464,8 @@ def test_test_is_the_hash_cut_and_val_comes_from_the_rest(tmp_path: Path) -> Non
         members = [f"{label}/{name}" for one, name in named(10) if one == label]
         test = cut(members, 0.2)
         assert {f"{label}/{name}" for name in names_of(dataset, "test") if f"-{label}-" in name} == test
-        rest = [f"train/{name}" for name in members if name not in test]
-        assert {file for file in splits_of(dataset, "val") if f"/{label}/" in file} == cut(rest, 0.2)
+        rest = [name for name in members if name not in test]
+        assert {f"{label}/{name}" for name in names_of(dataset, "val") if f"-{label}-" in name} == cut(rest, 0.2)
 
 
 @pytest.mark.parametrize("map_too", [True, False])

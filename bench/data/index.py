@@ -94,13 +94,18 @@ def by_class(rows: Iterable[Row]) -> dict[str, list[str]]:
     return members
 
 
-def with_val(rows: Sequence[Row]) -> list[Row]:
-    """Take a val split from train, class by class, where there is none; test is never touched."""
+def with_val(rows: Sequence[Row], *, by_name: bool = False) -> list[Row]:
+    """Take a val split from train, class by class, where there is none; test is never touched.
+
+    The choice is by a hash of each image's path, or with `by_name` of CLASS/FILE: then it does not matter into which
+    folders a release was unpacked.
+    """
     if any(row.split == "val" for row in rows):
         return list(rows)
+    key = {row.file: f"{row.label}/{row.file.rpartition('/')[2]}" if by_name else row.file for row in rows}
     train = by_class(row for row in rows if row.split == "train")
-    val = {file for members in train.values() for file in cut(members, VAL_SHARE)}
-    return [row._replace(split="val") if row.file in val else row for row in rows]
+    val = {name for members in train.values() for name in cut([key[file] for file in members], VAL_SHARE)}
+    return [row._replace(split="val") if row.split == "train" and key[row.file] in val else row for row in rows]
 
 
 def plain(text: str) -> str:

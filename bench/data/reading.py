@@ -42,7 +42,7 @@ def read_index(
     else:
         layout = find_layout(reader)
         version, rows = layout.version, layout.rows(tree, stamps, level, boxes)
-    index = build_index(folder_name(tree), with_val(rows), boxes=boxes)
+    index = build_index(folder_name(tree), with_val(rows, by_name=reader != "folder"), boxes=boxes)
     return index, stamps, f"{reader}/{version}"
 
 
