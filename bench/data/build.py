@@ -2,27 +2,31 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import IO
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 from PIL import Image
 
 from bench.data.decode import Unreadable, load, quiet, true_size
 from bench.data.index import SPLITS, Box, Index, plain
+from bench.data.rows import Canvas, Rows, stretch
 from bench.data.source import Source
 from bench.data.tree import Tree, open_tree, read
 from bench.errors import BadData
+from bench.storage import is_remote
 
-Canvas = tuple[int, int]  # width, height in px
+IMAGES = "images.npy"
 WIDEST = 2.5  # the canvas is at most this much longer than it is high, or the reverse
-_WINDOW = 512  # images in flight: bounds the memory of results that wait for a slow one before them
+_SAMPLE = 1000  # images whose headers are looked at to choose the canvas
+_TASK = 16  # images per task: handing over a task costs as much as opening an image
+_REMOTE_WORKERS = 16  # where one waits for a store, not for the processor
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,20 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image on the canvas, uint8 `[3,H,W]`, and its true size in px."""
-
-    pixels: npt.NDArray[np.uint8]
-    width: int
-    height: int
-
-
-Result = Picture | str  # or the reason why there is no picture
+Size = tuple[int, int]  # true width and height in px
+Kept = list[tuple[int, int, int]]  # (position in the index, true width, true height) of every row
+Result = Size | str  # an image that is in the pack now, or the reason why it is not
 
 
 def build(
     place: Path, source: Source, index: Index, size: int, progress: Callable[[int, int], None], workers: int
 ) -> None:
     """Write images.npy, table.parquet and pack.json into `place`; BadData if not one image can be read."""
-    with ThreadPoolExecutor(workers) as pool, quiet():
+    with quiet():
         if source.reader == "builtin":
-            canvas, results = _drawn(source.location, size)
+            kept, skipped = _draw(place / IMAGES, source.location, index, size, progress)
         else:
-            canvas, results = _files(open_tree(source.location), index, size, pool)
-        kept, skipped = _write(place / "images.npy", index, canvas, results, progress)
+            kept, skipped = _decode(place / IMAGES, open_tree(source.location), index, size, progress, workers)
     if not kept:
         first = "; ".join(f"{entry.file}: {entry.reason}" for entry in skipped[:3])
         raise BadData(f"dataset {source.name!r} has no usable image{f' ({first})' if first else ''}")
@@ -87,20 +83,64 @@ def choose_canvas(sizes: Iterable[tuple[int, int]], size: int) -> Canvas:
     return (long, short) if aspect > 1 else (short, long)
 
 
-def _files(tree: Tree, index: Index, size: int, pool: ThreadPoolExecutor) -> tuple[Canvas, Iterator[Result]]:
+def _decode(
+    path: Path, tree: Tree, index: Index, size: int, progress: Callable[[int, int], None], workers: int
+) -> tuple[Kept, list[Skipped]]:
+    """Decode every file into the array at `path`, in parallel."""
     images = list(zip(index.files, index.boxes or repeat(None, len(index)), strict=True))
-    canvas = choose_canvas(filter(None, pool.map(lambda image: _header(tree, *image), images)), size)
-    return canvas, _in_windows(pool, tree, images, canvas)
+    with ThreadPoolExecutor(max(workers, _REMOTE_WORKERS) if is_remote(tree.address) else workers) as pool:
+        sample = images[:: -(-len(images) // _SAMPLE) or 1]
+        canvas = choose_canvas(filter(None, pool.map(lambda image: _header(tree, *image), sample)), size)
+        with Rows(path, len(images), canvas) as rows:
+
+            def task(start: int) -> list[Result]:
+                return [
+                    _one(tree, *images[position], rows, position)
+                    for position in range(start, min(start + _TASK, len(images)))
+                ]
+
+            # When anything fails, closing the map drops the tasks that have not begun, before the pool waits for them.
+            with closing(cast(Generator[list[Result]], pool.map(task, range(0, len(images), _TASK)))) as tasks:
+                return _kept(index, rows, itertools.chain.from_iterable(tasks), progress)
 
 
-def _in_windows(
-    pool: ThreadPoolExecutor, tree: Tree, images: list[tuple[str, Box | None]], canvas: Canvas
-) -> Iterator[Result]:
-    for start in range(0, len(images), _WINDOW):
-        yield from pool.map(lambda image: _picture(tree, image[0], image[1], canvas), images[start : start + _WINDOW])
+def _draw(
+    path: Path, family: str, index: Index, size: int, progress: Callable[[int, int], None]
+) -> tuple[Kept, list[Skipped]]:
+    """Draw a built-in family's images into the array at `path`, split after split, in the order of its index."""
+    from bench.data.builtin import draw_split
+
+    images = itertools.chain.from_iterable(draw_split(family, split)[0] for split in SPLITS)
+    first = next(images)
+    height, width = first.shape[1:]
+    canvas = choose_canvas([(width, height)], size)
+    with Rows(path, len(index), canvas) as rows:
+
+        def results() -> Iterator[Result]:
+            for position, image in enumerate(itertools.chain([first], images)):
+                rows.put(position, stretch(Image.fromarray(image.transpose(1, 2, 0)), canvas))
+                yield width, height
+
+        return _kept(index, rows, results(), progress)
 
 
-def _header(tree: Tree, file: str, box: Box | None) -> tuple[int, int] | None:
+def _kept(
+    index: Index, rows: Rows, results: Iterable[Result], progress: Callable[[int, int], None]
+) -> tuple[Kept, list[Skipped]]:
+    """Sort the results, which are in the index's order, and leave only the rows that have an image."""
+    kept: Kept = []
+    skipped: list[Skipped] = []
+    for position, result in enumerate(results):
+        if isinstance(result, str):
+            skipped.append(Skipped(plain(index.files[position]), result))
+        else:
+            kept.append((position, *result))
+        progress(position + 1, len(index))
+    rows.keep([position for position, *_ in kept])
+    return kept, skipped
+
+
+def _header(tree: Tree, file: str, box: Box | None) -> Size | None:
     try:
         with tree.open(file) as stream:
             return true_size(stream, box)
@@ -108,73 +148,19 @@ def _header(tree: Tree, file: str, box: Box | None) -> tuple[int, int] | None:
         return None
 
 
-def _picture(tree: Tree, file: str, box: Box | None, canvas: Canvas) -> Result:
+def _one(tree: Tree, file: str, box: Box | None, rows: Rows, position: int) -> Result:
+    """Put one image into its row."""
     try:
-        image, (width, height) = load(read(tree, file), canvas, box)
+        image, size = load(read(tree, file), rows.canvas, box)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except Unreadable as error:
         return str(error)
-    return Picture(_stretch(image, canvas), width, height)
+    rows.put(position, stretch(image, rows.canvas))
+    return size
 
 
-def _stretch(image: Image.Image, canvas: Canvas) -> npt.NDArray[np.uint8]:
-    """Resample to the canvas, antialiased; Pillow's integer arithmetic gives the same bytes on every machine."""
-    if image.size != canvas:
-        image = image.resize(canvas, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def _drawn(family: str, size: int) -> tuple[Canvas, Iterator[Result]]:
-    """A built-in family's images in the order of its index, split after split."""
-    from bench.data.builtin import draw_split
-
-    splits = (draw_split(family, split)[0] for split in SPLITS)
-    images = itertools.chain.from_iterable(splits)
-    first = next(images)
-    height, width = first.shape[1:]
-    canvas = choose_canvas([(width, height)], size)
-    pictures = (
-        Picture(_stretch(Image.fromarray(image.transpose(1, 2, 0)), canvas), width, height)
-        for image in itertools.chain([first], images)
-    )
-    return canvas, pictures
-
-
-def _write(
-    path: Path, index: Index, canvas: Canvas, results: Iterator[Result], progress: Callable[[int, int], None]
-) -> tuple[list[tuple[int, int, int]], list[Skipped]]:
-    """Write the images as they come; return (position in the index, width, height) of those kept.
-
-    Plain writes: on a full disk they fail with an error, where a memory map would end the process.
-    """
-    kept: list[tuple[int, int, int]] = []
-    skipped: list[Skipped] = []
-    width, height = canvas
-    with path.open("wb") as stream:
-        begin = _write_header(stream, (len(index), 3, height, width))
-        for position, result in enumerate(results):
-            if isinstance(result, str):
-                skipped.append(Skipped(plain(index.files[position]), result))
-            else:
-                stream.write(np.ascontiguousarray(result.pixels).data)
-                kept.append((position, result.width, result.height))
-            progress(position + 1, len(index))
-        stream.seek(0)
-        if _write_header(stream, (len(kept), 3, height, width)) != begin:
-            raise OSError("the array's header has changed its length")
-    return kept, skipped
-
-
-def _write_header(stream: IO[bytes], shape: tuple[int, ...]) -> int:
-    """Write an .npy header, which numpy pads so that the first dimension can be corrected; return its end."""
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
-    )
-    return stream.tell()
-
-
-def _write_table(path: Path, index: Index, kept: list[tuple[int, int, int]]) -> None:
+def _write_table(path: Path, index: Index, kept: Kept) -> None:
     import pyarrow
     import pyarrow.parquet
 

@@ -29,7 +29,7 @@ from bench.records import digest
 
 __all__ = ["PACK_VERSION", "Pack", "Skipped", "cache_folder", "open_pack", "pack_size"]
 
-PACK_VERSION = 1  # raise it when the same dataset would be packed differently
+PACK_VERSION = 2  # raise it when the same dataset would be packed differently
 
 Progress = Callable[[int, int], None]
 
@@ -143,7 +143,7 @@ def _build(
     index = index_of(source, cache)
     temporary.mkdir()
     try:
-        build(temporary, source, index, size, progress or _silent, processes or _cores())
+        build(temporary, source, index, size, progress or _silent, processes or usable_cores())
         temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -180,7 +180,8 @@ def _read(place: Path, source: Source) -> Pack | None:
         return None
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
 

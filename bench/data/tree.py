@@ -8,18 +8,20 @@ import io
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Protocol, cast
 
 from bench.data.index import plain
-from bench.errors import BadData, BadInput
-from bench.storage import is_remote, join, normal, open_store
+from bench.errors import BadInput, BenchError
+from bench.storage import is_remote, join, last_name, normal, open_store
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 GONE = (-1, -1)  # the stamp of a file that is listed and not there
 _IGNORED = frozenset({"__MACOSX"})
+_BUCKETS = ("s3://", "gs://", "gcs://")
 _BUFFER = 1 << 16  # bytes asked of a remote store at a time
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def place(tree: Tree, name: str = "") -> str:
 
 def folder_name(tree: Tree) -> str:
     """The last part of the tree's address."""
-    return plain(tree.address.rstrip("/").rpartition("/")[2]) or "folder"
+    return plain(last_name(tree.address)) or "folder"
 
 
 @dataclass(frozen=True)
@@ -111,36 +113,41 @@ class LocalTree:
 
 @dataclass(frozen=True)
 class RemoteTree:
-    """A folder on a store that pyarrow or fsspec reaches. Errors of the store are OSErrors, as on a disk."""
+    """A folder on a store that pyarrow or fsspec reaches.
+
+    A file that cannot be read is an OSError, as on a disk. A store that does not answer is a BadInput: what could not
+    be asked for is not missing.
+    """
 
     address: str
 
     def exists(self) -> bool:
-        """Whether anything lies under the address; BadInput where the store does not answer."""
-        import pyarrow.fs
-
-        return bool(self._info("").type != pyarrow.fs.FileType.NotFound)
+        """Whether anything lies under the address; BadInput where the store does not answer or has no such bucket."""
+        if self.has(""):
+            return True
+        store, path = open_store(self.address)
+        bucket = path.partition("/")[0]
+        if self.address.startswith(_BUCKETS) and not _is_there(self._ask(lambda: store.get_file_info(bucket))):
+            raise BadInput(f"{self.address}: there is no bucket {bucket!r}")
+        return False
 
     def has(self, name: str) -> bool:
-        """Whether a file or folder of this relative name is there."""
-        import pyarrow.fs
-
-        return bool(self._info(name).type != pyarrow.fs.FileType.NotFound)
+        """Whether a file or folder of this relative name is there; BadInput where the store does not answer."""
+        store, path = open_store(self.address)
+        return _is_there(self._ask(lambda: store.get_file_info(join(path, name) if name else path)))
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading; raises OSError."""
+        """Open a file for reading; raises OSError, and BadInput where the store does not answer any more."""
         store, path = open_store(self.address)
-        return cast(BinaryIO, io.BufferedReader(store.open_input_file(join(path, name)), _BUFFER))
+        file = _Remote(self._check_store, lambda: store.open_input_file(join(path, name)))
+        return cast(BinaryIO, io.BufferedReader(file, _BUFFER))
 
     def scan(self) -> dict[str, tuple[int, int]]:
-        """The stamp of every image under the address, hidden ones left out; BadData where it cannot be listed."""
+        """The stamp of every image under the address, hidden ones left out; BadInput where it cannot be listed."""
         import pyarrow.fs
 
         store, path = open_store(self.address)
-        try:
-            entries = store.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-        except OSError as error:
-            raise BadData(f"{self.address}: cannot be listed: {error}") from None
+        entries = self._ask(lambda: store.get_file_info(pyarrow.fs.FileSelector(path, recursive=True)))
         found = {}
         for entry in entries:
             name = entry.path[len(path) :].lstrip("/")
@@ -151,12 +158,71 @@ class RemoteTree:
                 found[name] = (int(entry.size), int(entry.mtime_ns or 0))
         return found
 
-    def _info(self, name: str) -> Any:
+    def _check_store(self) -> None:
         store, path = open_store(self.address)
+        self._ask(lambda: store.get_file_info(path))
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
         try:
-            return store.get_file_info(join(path, name) if name else path)
+            with _as_os_errors():
+                return question()
         except OSError as error:
-            raise BadInput(f"{self.address}: the store does not answer: {error}") from None
+            raise BadInput(f"{self.address}: the store does not give access: {error}") from None
+
+
+class _Remote(io.RawIOBase):
+    """A file of a store. After a failure the store is asked whether it is there at all."""
+
+    def __init__(self, check_store: Callable[[], None], opener: Callable[[], Any]) -> None:
+        super().__init__()
+        self._check_store = check_store
+        self._file = self._tried(opener)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._tried(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        """The rest, in one request."""
+        return bytes(self._tried(self._file.read))
+
+    def _tried(self, action: Callable[[], Any]) -> Any:
+        try:
+            with _as_os_errors():
+                return action()
+        except OSError:
+            self._check_store()
+            raise
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Turn what pyarrow and the many file systems of fsspec raise into OSErrors."""
+    try:
+        yield
+    except (OSError, BenchError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _is_there(entry: Any) -> bool:
+    import pyarrow.fs
+
+    return bool(entry.type != pyarrow.fs.FileType.NotFound)
 
 
 def _entries(folder: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
