@@ -35,6 +35,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of everything a run makes.", envvar="BENCH_OUT")]
+_MANY = "; may be repeated, or separated by commas."
 SweepName = Annotated[str, typer.Option("--sweep", help="A sweep's name, or the path of a TOML file.")]
 
 
@@ -90,22 +91,35 @@ def report(
     out: Out = Path("results"),
     sweep: Annotated[str | None, typer.Option("--sweep", help="One sweep; else all.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="terminal, md, csv, json, or parquet (which needs --to).")
+        str, typer.Option("--format", help="terminal, md, latex, csv, json, card, or parquet (which needs --to).")
     ] = "terminal",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of the screen.")] = None,
+    card: Annotated[Path | None, typer.Option("--card", help="Write the result card (Markdown) to this file.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help=f"Only these datasets{_MANY}")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"Only these methods, and all controls{_MANY}")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help=f"Only these, such as knn or 'knn k=20'{_MANY}")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help=f"Instead of each dataset's headline metric{_MANY}")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="confirm, or search: what it chose on validation.")] = None,
 ) -> None:
     """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
+    from bench.results.exports import columns_for, export
     from bench.results.ledger import Ledger
-    from bench.results.questions import questions
-    from bench.results.report import export, render
+    from bench.results.questions import sweep_records
+    from bench.results.report import render
+    from bench.results.selection import filters_for
 
-    reading = Ledger(out).read(sweep)
+    if card and (form != "terminal" or to):
+        raise BenchError("--card FILE writes the card: leave out --format and --to")
+    form, to = ("card", card) if card else (form, to)
+    reading = Ledger(out).read(sweep, columns_for(form))
     if reading.frame.empty and not reading.problems:
         raise BenchError(_nothing(out, sweep))
+    filters = filters_for(reading.frame, dataset=dataset, method=method, protocol=protocol, metric=metric, stage=stage)
+    records = sweep_records(out)
     if form == "terminal":
-        _console(to).print(render(reading.frame, sweep, reading.problems, questions(out)))
+        _console(to).print(render(reading.frame, sweep, reading.problems, records, filters))
         return
-    data = export(reading.frame, sweep, form)
+    data = export(reading.frame, sweep, form, records, filters)
     if to:
         to.write_bytes(data)
     elif form == "parquet":

@@ -13,10 +13,10 @@ from bench.execution import trial_facts
 from bench.forecast import forecast
 from bench.job import Job
 from bench.plan import Plan, make_plan
-from bench.results.leaderboard import of_sweep
 from bench.results.ledger import Ledger
 from bench.results.questions import questions
 from bench.results.schema import Measurement, rows_table
+from bench.results.selection import of_sweep
 from bench.scheduling.agenda import Agenda
 from bench.study import preview
 from bench.sweepfile import load_sweep

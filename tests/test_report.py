@@ -16,12 +16,14 @@ from rich.console import Console
 from bench.errors import UnknownName
 from bench.records import digest
 from bench.results import wording
-from bench.results.exports import FORMATS, escape, export
-from bench.results.frames import COMPARISON, LEADERBOARD
-from bench.results.leaderboard import COLUMNS, comparison, failures, leaderboard, search_bests, sweeps, trial_counts
+from bench.results.comparisons import COMPARISON, comparison
+from bench.results.exports import FORMATS, export
+from bench.results.leaderboard import LEADERBOARD, leaderboard
 from bench.results.ledger import Ledger
+from bench.results.markdown import escape
 from bench.results.report import render
 from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
+from bench.results.selection import COLUMNS, Filters, count_trials, failed_trials, of_sweep, search_bests, sweeps
 
 Scores = Mapping[Any, float]  # test top-1 by dataset, or by (dataset, protocol, variant)
 
@@ -200,7 +202,7 @@ def test_a_partial_row_stays_blank_and_unranked(full: Book):
     assert half.loc["wings", "seeds"] == 0
     assert half["rank"].isna().all()
     line = next(line for line in shown(full.frame, 140).splitlines() if line.startswith("half done"))
-    assert line.split() == ["half", "done", "1", "99.0*", "[96.0,", "102.0]"]
+    assert line.split()[:7] == ["half", "done", "1", "99.0*", "[96.0,", "102.0]", "60.0"]  # and its cost
 
 
 def test_a_configuration_whose_trials_all_failed_is_a_blank_row(full: Book):
@@ -212,10 +214,10 @@ def test_a_configuration_whose_trials_all_failed_is_a_blank_row(full: Book):
 
 
 def test_another_metric_can_be_asked_for(frame: pd.DataFrame):
-    board = leaderboard(frame, "gamma", metric="macro_f1")
+    board = leaderboard(frame, "gamma", Filters(metrics=("macro_f1",)))
     top = board[(board["configuration"] == "best") & (board["dataset"] == "leaves")].iloc[0]
     assert (top["metric"], top["value"]) == ("macro_f1", pytest.approx(0.36))
-    assert leaderboard(frame, "gamma", metric="none").empty
+    assert leaderboard(frame, "gamma", Filters(metrics=("none",))).empty
 
 
 def test_protocols_are_in_order(book: Book):
@@ -263,10 +265,13 @@ def test_of_several_candidates_the_one_that_validation_prefers_is_compared_with_
     assert [best.candidate for best in search_bests(book.frame, "gamma")] == ["simclr", "jigsaw", "srgan"]
     gaps = comparison(book.frame, "gamma")
     assert set(gaps["configuration"]) == {"simclr"}
-    assert gaps["baseline"].unique().tolist() == ["simclr without gamma", "jigsaw", "srgan"]
-    _, second, third = wording.answers(gaps)
-    assert "10.0 points above 'jigsaw'" in second
-    assert "30.0 points below 'srgan'" in third
+    assert gaps["baseline"].unique().tolist() == ["jigsaw", "srgan", "simclr without gamma"]
+    first, second, _ = wording.answers(gaps)
+    assert first.startswith(
+        "Of 3 candidates validation prefers simclr: over 1 dataset and 3 seeds (linear), simclr scores"
+    )
+    assert "10.0 points above 'jigsaw'" in first
+    assert "30.0 points below 'srgan'" in second
     board = leaderboard(book.frame, "gamma")
     assert board["configuration"].tolist() == ["srgan", "simclr", "jigsaw", "simclr without gamma"]
 
@@ -317,18 +322,18 @@ def test_only_the_newest_version_of_a_sweep_is_shown(book: Book):
 
 
 def test_trial_counts(full: Book):
-    assert trial_counts(full.frame, "gamma") == {"finished": 12, "pruned": 1, "failed": 1, "reused": 0}
+    assert count_trials(of_sweep(full.frame, "gamma")) == {"finished": 12, "pruned": 1, "failed": 1, "reused": 0}
     identity = full.add(None, 7, {"leaves": 0.5}, sweep="another", draw=0, configuration_id="z")
     full.ledger.adopt(identity, Membership(sweep="gamma", sweep_id="v1", stage="confirm", configuration="z"))
-    assert trial_counts(full.frame, "gamma")["reused"] == 1
+    assert count_trials(of_sweep(full.frame, "gamma"))["reused"] == 1
     # A search trial that is also the first seed of `confirm` is one trial, and it was run here.
     here = full.frame[(full.frame["stage"] == "search") & (full.frame["status"] == "finished")]["trial_id"].iloc[0]
     full.ledger.adopt(here, Membership(sweep="gamma", sweep_id="v1", stage="confirm", configuration="best"))
-    assert trial_counts(full.frame, "gamma") == {"finished": 13, "pruned": 1, "failed": 1, "reused": 1}
+    assert count_trials(of_sweep(full.frame, "gamma")) == {"finished": 13, "pruned": 1, "failed": 1, "reused": 1}
 
 
 def test_failures_tell_which_why_and_where(frame: pd.DataFrame):
-    (row,) = failures(frame, "gamma").to_dict("records")
+    (row,) = failed_trials(of_sweep(frame, "gamma")).to_dict("records")
     assert (row["error"], row["error_file"], row["draw"]) == ("TrialFailed: the loss is not finite", "errors/x.txt", 4)
     assert f"{row['trial_id'][:12]} best draw 4, seed 0: TrialFailed: the loss is not finite (errors/x.txt)" in shown(
         frame
@@ -390,14 +395,21 @@ Over 2 datasets and 3 seeds (linear), best scores 1.3 points above 'without
 gamma' (95 % interval -2.5 to +5.1, p = 0.27): not separated.
 
 linear, test score in %
-                                       leaves               wings
-                                       top-1                top-1
-configuration           seeds   rank   n = 250              n = 250
-──────────────────────────────────────────────────────────────────────────────
-best                        3    1.0   72.0* [69.5, 74.5]   62.0* [59.5, 64.5]
-without gamma               3    2.0   70.7= [67.8, 73.5]   60.7= [57.8, 63.5]
+                                        leaves               wings
+                                        top-1                top-1
+configuration           seeds    rank   n = 250              n = 250
+───────────────────────────────────────────────────────────────────────────────
+best                        3   1.0 a   72.0* [69.5, 74.5]   62.0* [59.5, 64.5]
+without gamma               3   2.0 a   70.7= [67.8, 73.5]   60.7= [57.8, 63.5]
 
-random-init (control)       3          30.0  [30.0, 30.0]   31.0  [31.0, 31.0]
+random-init (control)       3           30.0  [30.0, 30.0]   31.0  [31.0, 31.0]
+
+configuration           validation %   device time   images/s   memory
+──────────────────────────────────────────────────────────────────────
+best                            60.0          48 s      1,234
+without gamma                   60.0          48 s      1,234
+
+random-init (control)           60.0          48 s      1,234
 """
 
 
@@ -420,9 +432,10 @@ def test_hostile_names_are_text_everywhere(book: Book):
     assert "\x1b" not in markdown
     for line in markdown.splitlines():
         if line.startswith("|"):
-            assert line.replace("\\|", "").count("|") == 5
+            assert line.replace("\\|", "").count("|") in (6, 8)  # leaderboard and costs, comparison
     assert {row["sweep"] for row in json.loads(export(book.frame, None, "json"))} == set(names)
-    assert set(pd.read_csv(io.BytesIO(export(book.frame, None, "csv")))["sweep"]) == set(names)
+    shown_names = {wording.visible(name) for name in names}
+    assert set(pd.read_csv(io.BytesIO(export(book.frame, None, "csv")))["sweep"]) == shown_names
 
 
 def test_escape():
@@ -458,10 +471,10 @@ def test_json_export(frame: pd.DataFrame):
 
 def test_markdown_export(frame: pd.DataFrame):
     text = export(frame, "gamma", "md").decode()
-    assert text.startswith("## gamma\n\nOver 2 datasets and 3 seeds (linear), best scores 1.3 points above")
-    assert "| configuration | seeds | rank | leaves (top-1) | wings (top-1) |\n| --- | ---: |" in text
-    assert "| best | 3 | 1.0 | **72.0** \\[69.5, 74.5\\] | **62.0** \\[59.5, 64.5\\] |" in text
-    assert "| random-init (control) | 3 |  | 30.0 " in text
+    assert text.startswith("## gamma\n\n**Over 2 datasets and 3 seeds (linear), best scores 1.3 points above")
+    assert "| configuration | seeds | rank | group | leaves (top-1) | wings (top-1) |\n| --- | ---: |" in text
+    assert "| best | 3 | 1.0 | a | **72.0** \\[69.5, 74.5\\] | **62.0** \\[59.5, 64.5\\] |" in text
+    assert "| random-init (control) | 3 |  |  | 30.0 " in text
 
 
 @pytest.mark.parametrize(

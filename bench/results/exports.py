@@ -1,9 +1,8 @@
-"""The report as bytes: Markdown, CSV, Parquet and JSON. The same ledger gives the same bytes."""
+"""The report as bytes: Markdown, LaTeX, CSV, Parquet, JSON and a result card. The same ledger gives the same bytes."""
 
 import io
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,62 +10,106 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.errors import UnknownName
-from bench.results import leaderboard as boards
 from bench.results import wording
-from bench.results.frames import LEADERBOARD, rows_of
+from bench.results.card import card
+from bench.results.findings import Findings, Records, findings
+from bench.results.latex import latex
+from bench.results.leaderboard import LEADERBOARD
+from bench.results.markdown import markdown
+from bench.results.published import published
+from bench.results.selection import COLUMNS, NO_FILTERS, PROVENANCE, Filters
 from bench.results.wording import visible
 
-FORMATS = ("md", "csv", "parquet", "json")
-_MARKUP = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]|#~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+FORMATS = ("md", "latex", "csv", "parquet", "json", "card")
+_TEXTS = [field.name for field in LEADERBOARD if field.type == pa.string()]
+_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of a formula
 
 
-def export(frame: pd.DataFrame, sweep: str | None, kind: str) -> bytes:
+def columns_for(kind: str) -> tuple[str, ...]:
+    """What of the ledger a report in this format needs."""
+    return COLUMNS + PROVENANCE if kind == "card" else COLUMNS
+
+
+def export(
+    frame: pd.DataFrame,
+    sweep: str | None,
+    kind: str,
+    records: Records | None = None,
+    filters: Filters = NO_FILTERS,
+) -> bytes:
     """The leaderboards of one sweep, or of all, in one of `FORMATS`.
 
-    CSV and Parquet hold the tidy rows of `LEADERBOARD` (fractions, not percent); JSON adds comparison, trials and
-    failures; Markdown reads like the terminal. Raises UnknownName for another format or an unknown sweep.
+    CSV and Parquet hold the tidy rows of `LEADERBOARD` (fractions, not percent); JSON adds comparison, rank tests,
+    trials and failures; Markdown and LaTeX read like the terminal. Raises UnknownName for a wrong format or sweep.
     """
     if kind not in FORMATS:
-        raise UnknownName("export format", kind, FORMATS)
-    names = boards.sweeps(frame) if sweep is None else [sweep]
-    if kind == "md":
-        return "\n".join(_markdown(frame, name) for name in names).encode()
+        raise UnknownName("export format", kind, ("terminal", *FORMATS))
+    found = findings(frame, sweep, filters, records)
+    if kind in ("csv", "parquet"):
+        table = pa.concat_tables([LEADERBOARD.empty_table(), *(_table(each.board) for each in found)])
+        return _csv(table.to_pandas()) if kind == "csv" else _parquet(table)
     if kind == "json":
-        tree = json.dumps([_tree(frame, name) for name in names], indent=2, ensure_ascii=False, allow_nan=False)
+        tree = json.dumps([_tree(each) for each in found], indent=2, allow_nan=False)
         return f"{tree}\n".encode()
-    table = pa.concat_tables([LEADERBOARD.empty_table(), *(_table(boards.leaderboard(frame, name)) for name in names)])
-    if kind == "parquet":
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
-    text: str = table.to_pandas().to_csv(index=False, lineterminator="\n")
-    return text.encode()
-
-
-def escape(text: object) -> str:
-    """`text` so that Markdown and the HTML made from it show it as it is, on one line."""
-    return visible(text).translate(_MARKUP)
+    write = {"md": markdown, "latex": latex, "card": card}[kind]
+    return "\n".join(write(each) for each in found).encode()
 
 
 def _table(board: pd.DataFrame) -> Any:
     return pa.Table.from_pandas(board, schema=LEADERBOARD, preserve_index=False).replace_schema_metadata(None)
 
 
-def _tree(frame: pd.DataFrame, sweep: str) -> dict[str, Any]:
+def _parquet(table: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _csv(board: pd.DataFrame) -> bytes:
+    """The rows as CSV; a text that a spreadsheet would run as a formula gets a quotation mark before it."""
+    safe = board.assign(**{name: board[name].map(_plain_text, na_action="ignore") for name in _TEXTS})
+    text: str = safe.to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def _plain_text(text: object) -> str:
+    shown = visible(text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+
+def _tree(found: Findings) -> dict[str, Any]:
     """One sweep as plain data."""
     chosen = {
         best.candidate: {"draw": best.draw, "objective": best.objective, "swept": _plain(best.swept)}
-        for best in boards.search_bests(frame, sweep)
+        for best in found.bests
     }
-    gaps = boards.comparison(frame, sweep)
+    study = published(found.sweep)
     return {
-        "sweep": sweep,
-        "answers": wording.answers(gaps),
-        "leaderboard": _records(boards.leaderboard(frame, sweep)),
-        "comparison": _records(gaps),
+        "sweep": found.sweep,
+        "question": found.title or None,
+        "filters": str(found.filters) or None,
+        "answers": wording.answers(found.gaps),
+        "leaderboard": _records(found.board),
+        "comparison": _records(found.gaps),
+        "rank_tests": [_rank_test(board) for board in found.standings if board.test],
+        "published": {"source": study.source, "dataset": study.dataset, "label": study.label} if study else None,
         "search_best": chosen,
-        "trials": boards.trial_counts(frame, sweep),
-        "failures": _records(boards.failures(frame, sweep)),
+        "trials": found.counts,
+        "failures": _records(found.failures),
+    }
+
+
+def _rank_test(board: Any) -> dict[str, Any]:
+    """Friedman's test and what a critical-difference diagram draws."""
+    test = board.test
+    facts = {"protocol": board.protocol, "variant": board.variant, "metric": board.metric, "datasets": test.datasets}
+    facts |= {"chi2": test.chi2, "f": test.f, "p_value": test.p_value}
+    return _plain(facts) | {
+        "freedom": list(test.freedom),
+        "average_ranks": test.ranks,
+        "critical_difference": test.critical_difference,
+        "cliques": [list(names) for names in test.cliques],
+        "caveat": test.caveat or None,
     }
 
 
@@ -82,47 +125,3 @@ def _plain(record: dict[Any, Any]) -> dict[str, Any]:
         missing = value is pd.NA or value is None or (isinstance(value, float) and not math.isfinite(value))
         plain[str(name)] = None if missing else value
     return plain
-
-
-def _markdown(frame: pd.DataFrame, sweep: str) -> str:
-    """One sweep as Markdown."""
-    board = boards.leaderboard(frame, sweep)
-    gaps = boards.comparison(frame, sweep)
-    parts = [f"## {escape(sweep)}", *(escape(line) for line in wording.answers(gaps))]
-    for (protocol, variant), rows in board.groupby(["protocol", "variant"], sort=False):
-        parts += [f"**{escape(wording.protocol_name(protocol, variant))}**, test score in %", _standing(rows)]
-    if not board.empty:
-        parts.append(f"**bold** highest mean, {escape(wording.legend(board))}")
-    lines = wording.search_lines(boards.search_bests(frame, sweep)) + wording.trial_lines(frame, sweep)
-    parts += [escape(line) for line in lines]
-    failed = [f"- {escape(wording.failure(row))}" for row in rows_of(boards.failures(frame, sweep))]
-    parts += ["Failed trials:", "\n".join(failed)] if failed else []
-    return "\n\n".join(parts) + "\n"
-
-
-def _standing(rows: pd.DataFrame) -> str:
-    """Configurations by datasets as a Markdown table."""
-    datasets = list(rows["dataset"].unique())
-    metrics = rows.dropna(subset="metric").drop_duplicates("dataset").set_index("dataset")["metric"]
-    heads = [f"{escape(name)} ({escape(wording.metric_name(metrics[name]))})" for name in datasets]
-    lines = [["configuration", "seeds", "rank", *heads], ["---", "---:", "---:", *["---:"] * len(heads)]]
-    for name, cells in rows.groupby("configuration", sort=False):
-        row = cells.set_index("dataset")
-        control = " (control)" if row["role"].iloc[0] == "control" else ""
-        rank = row["rank"].iloc[0]
-        lead = [escape(name) + control, str(int(row["seeds"].max())), "" if pd.isna(rank) else f"{rank:.1f}"]
-        lines.append([*lead, *(_cell(row.loc[dataset]) for dataset in datasets)])
-    return "\n".join(_line(line) for line in lines)
-
-
-def _cell(row: Any) -> str:
-    if pd.isna(row["value"]):
-        return ""
-    value = wording.percent(row["value"])
-    tie = not pd.isna(row["tie"]) and bool(row["tie"]) and not row["best"]
-    shown = f"**{value}**" if row["best"] else f"{value}=" if tie else value
-    return f"{shown} {escape(wording.interval(row['low'], row['high']))}".rstrip()
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -42,9 +42,20 @@ class Grid:
     lead: Sequence[str]
     columns: Mapping[str, Text]  # the header by column
     lines: Sequence[Line] = field(default_factory=list)
+    tail: Mapping[str, str] = field(default_factory=dict)  # further columns, beside where there is room, else below
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = list(self.columns)
+        wide = self._table(names, stacked=False, tail=True)
+        if _width(console, options, wide) <= options.max_width:
+            yield wide
+            return
+        yield from self._narrow(console, options, names)
+        if self.tail:
+            yield from (Text(""), self._table([], stacked=False, tail=True, lead=1))
+
+    def _narrow(self, console: Console, options: ConsoleOptions, names: list[str]) -> RenderResult:
+        """The columns without the tail: cells on one line where there is room, else stacked and in pieces."""
         wide = self._table(names, stacked=False)
         if _width(console, options, wide) <= options.max_width:
             yield wide
@@ -62,20 +73,22 @@ class Grid:
             yield names[:size]
             names = names[size:]
 
-    def _table(self, names: Sequence[str], *, stacked: bool) -> Table:
+    def _table(self, names: Sequence[str], *, stacked: bool, tail: bool = False, lead: int | None = None) -> Table:
         table = plain_table()
-        for index, head in enumerate(self.lead):
+        for index, head in enumerate(self.lead[:lead]):
             if index:
                 table.add_column(head, justify="right", no_wrap=True)
             else:
                 table.add_column(head, overflow="fold", min_width=12, max_width=18 if stacked else 40)
         for name in names:
             table.add_column(self.columns[name], no_wrap=True)
+        for head in self.tail.values() if tail else ():
+            table.add_column(head, justify="right", no_wrap=True)
+        shown = [*names, *(self.tail if tail else ())]
         for before, line in zip((None, *self.lines), self.lines, strict=False):
             if before is not None and line.control and not before.control:
                 table.add_section()
-            cells = [line.cells.get(name, Cell()).text(stacked=stacked) for name in names]
-            table.add_row(*line.lead, *cells)
+            table.add_row(*line.lead[:lead], *(line.cells.get(name, Cell()).text(stacked=stacked) for name in shown))
         return table
 
 

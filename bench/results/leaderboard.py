@@ -1,204 +1,136 @@
-"""From ledger rows to leaderboards: what is shown, what it is compared with, and what it cost.
+"""From ledger rows to leaderboards: scores, intervals, ranks and ties of configurations that validation chose.
 
-A leaderboard ranks configurations that were chosen on validation by their test scores. It never chooses by a test
-score: while a sweep has no confirmed trials, it shows the one search trial with the best validation objective.
+A leaderboard ranks them by their test scores and never chooses by a test score.
 """
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from bench.errors import UnknownName
-from bench.results.frames import COMPARISON, LEADERBOARD, PARAM, typed_frame
-from bench.results.statistics import Difference, average_ranks, mean_over_seeds, paired, paired_over_datasets, ties
+from bench.results.frames import typed_frame
+from bench.results.published import published_value
+from bench.results.ranking import RankTest, average_ranks, friedman, letters, means_of, rank_ranges
+from bench.results.selection import NO_FILTERS, Filters, Selection, select, trials_of
+from bench.results.statistics import CONFIDENCE, Table, holm_pairs, mean_over_seeds, pairwise_p
 
-COLUMNS = tuple(  # what of the ledger a leaderboard needs: reading only these is twice as fast
-    """trial_id sweep sweep_id stage configuration role configuration_id method encoder seed draw status error
-    error_file reused recorded_at dataset protocol variant split metric headline value samples low high objective
-    config swept_numbers swept_texts device_seconds images_per_second peak_memory_bytes""".split()  # noqa: SIM905
+LEADERBOARD: Any = pa.schema(
+    [
+        ("sweep", pa.string()),
+        ("sweep_id", pa.string()),
+        ("stage", pa.string()),  # "search" while nothing is confirmed
+        ("configuration", pa.string()),
+        ("role", pa.string()),  # best, baseline or control
+        ("configuration_id", pa.string()),
+        ("method", pa.string()),
+        ("encoder", pa.string()),
+        ("protocol", pa.string()),
+        ("variant", pa.string()),
+        ("dataset", pa.string()),
+        ("metric", pa.string()),
+        ("headline", pa.bool_()),  # the metric is the dataset's headline metric
+        ("value", pa.float64()),  # mean over seeds of the test score, fraction; null where there is none
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("interval", pa.string()),  # what low and high are over
+        ("macro_f1", pa.float64()),  # mean over seeds, where the metric is top-1 and the classes are unequal
+        ("seeds", pa.int64()),
+        ("samples", pa.int64()),  # test samples
+        ("rank", pa.float64()),  # average over the datasets; null for a configuration that lacks one
+        ("rank_low", pa.int64()),  # the ranks that the seeds do not exclude; null where they cannot tell
+        ("rank_high", pa.int64()),
+        ("group", pa.string()),  # tie groups: configurations that share a letter are not separated
+        ("best", pa.bool_()),  # the highest value of the dataset
+        ("tie", pa.bool_()),  # not separated from the best on the dataset; null where it cannot be told
+        ("objective", pa.float64()),  # mean over seeds of the validation objective
+        ("published", pa.float64()),  # a publication's figure, never compared
+        ("device_seconds", pa.float64()),  # per trial, mean
+        ("images_per_second", pa.float64()),  # per trial, mean
+        ("peak_memory_bytes", pa.float64()),  # per trial, mean
+    ]
 )
-_SCORES = "configuration protocol variant dataset metric seed value low high samples".split()  # noqa: SIM905
-ROLES = ("baseline", "best", "control")  # the order in which the leading candidate is compared with them
+UNEQUAL = 0.02  # classes are unequal where top-1 and the mean per class differ by so much for any configuration
+MOST_PAIRED = 400  # configurations; more are not compared pair by pair
+_SCORES = "configuration protocol variant dataset metric headline seed value low high samples".split()  # noqa: SIM905
+_IDENTITY = ("sweep", "sweep_id", "stage", "configuration", "role", "configuration_id", "method", "encoder")
+_COSTS = ("objective", "device_seconds", "images_per_second", "peak_memory_bytes")
 Heads = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Best:
-    """A candidate's best configuration: the highest validation objective among its finished search trials."""
+class Standing:
+    """The leaderboard of one protocol and its variant: `rows` of the columns of `LEADERBOARD`.
 
-    candidate: str
-    configuration_id: str
-    draw: int | None
-    objective: float
-    swept: dict[str, Any]
+    `metric` is None where each dataset is scored by its headline metric; `test` is Friedman's over the datasets, None
+    below two datasets or two configurations.
+    """
 
-
-def sweeps(frame: pd.DataFrame) -> list[str]:
-    """The names of the sweeps in a ledger frame, in order."""
-    return sorted(frame["sweep"].unique())
-
-
-def of_sweep(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
-    """The rows of the newest version of a sweep (the one recorded last). Raises UnknownName."""
-    rows = frame[frame["sweep"] == sweep]
-    if rows.empty:
-        raise UnknownName("sweep with results", sweep, sweeps(frame))
-    recorded = rows.groupby("sweep_id")["recorded_at"].max().reset_index()
-    newest = recorded.sort_values(["recorded_at", "sweep_id"])["sweep_id"].iloc[-1]
-    wanted = [name for name in frame if name in COLUMNS or str(name).startswith(PARAM)]
-    chosen: pd.DataFrame = rows.loc[rows["sweep_id"] == newest, wanted]
-    return chosen
+    protocol: str
+    variant: str
+    metric: str | None
+    rows: pd.DataFrame
+    test: RankTest | None
 
 
-def search_bests(frame: pd.DataFrame, sweep: str) -> list[Best]:
-    """Each candidate's best finished configuration by validation objective (mean over its seeds), the best first."""
-    rows = of_sweep(frame, sweep)
-    found = _trials(rows[(rows["stage"] == "search") & (rows["status"] == "finished")]).dropna(subset="objective")
-    bests = [_best(str(name), trials) for name, trials in found.groupby("configuration", sort=True)]
-    return sorted(bests, key=lambda best: -best.objective)
-
-
-def _best(candidate: str, trials: pd.DataFrame) -> Best:
-    groups = trials.groupby("configuration_id").agg(objective=("objective", "mean"), draw=("draw", "min"))
-    groups = groups.reset_index().sort_values(["objective", "draw", "configuration_id"], ascending=[False, True, True])
-    top = groups.iloc[0]
-    trial = trials[trials["configuration_id"] == top["configuration_id"]].iloc[0]
-    swept = {
-        str(name).removeprefix(PARAM): trial[name]
-        for name in trials.columns
-        if str(name).startswith(PARAM) and not pd.isna(trial[name])
-    }
-    draw = None if pd.isna(top["draw"]) else int(top["draw"])
-    return Best(candidate, str(top["configuration_id"]), draw, float(top["objective"]), swept)
-
-
-def leaderboard(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd.DataFrame:
+def leaderboard(frame: pd.DataFrame, sweep: str, filters: Filters = NO_FILTERS) -> pd.DataFrame:
     """The sweep's leaderboard as a tidy frame of the columns of `LEADERBOARD`.
 
-    A row per configuration x protocol x variant x dataset, scored by each dataset's headline metric or by
-    `metric`; where a configuration lacks what others have, its value is null. The objective's protocol first, best
+    A row per configuration x protocol x variant x dataset, scored by each dataset's headline metric or by those
+    of `filters`; where a configuration lacks what others have, its value is null. The objective's protocol first, best
     rank first. Controls come last and without a rank: they are what the rest is measured against.
     """
-    shown = _shown(frame, sweep)
-    scores = _scores(shown, metric)
-    heads = _heads(shown)
-    groups = _by_protocol(scores, _objective(shown))
-    blocks = [_block(heads, rows, protocol, variant) for (protocol, variant), rows in groups]
-    records = [record for block in blocks for record in block]
-    return typed_frame(records, LEADERBOARD)
+    return together(standings(select(frame, sweep, filters), filters))
 
 
-def comparison(frame: pd.DataFrame, sweep: str, metric: str | None = None) -> pd.DataFrame:
-    """The leading candidate against each other configuration, paired over seeds: per dataset, then over all (null).
-
-    The candidate that leads is the one with the highest validation objective in the search, of those that were
-    confirmed without failing: test scores have no say in it.
-    """
-    shown = _shown(frame, sweep)
-    candidates = shown[(shown["role"] == "best") & (shown["status"] == "finished")]
-    if candidates.empty:
-        return typed_frame([], COMPARISON)
-    there = set(candidates["configuration"])
-    leader = next((best.candidate for best in search_bests(frame, sweep) if best.candidate in there), min(there))
-    best = candidates[candidates["configuration"] == leader]
-    others = shown[shown["configuration"] != leader][["configuration", "role"]].drop_duplicates()
-    head = {name: best[name].iloc[0] for name in ("sweep", "sweep_id", "configuration")}
-    records = []
-    for (protocol, variant), rows in _by_protocol(_scores(shown, metric), _objective(shown)):
-        table = _by_configuration(rows)
-        ours = table.get(head["configuration"], {})
-        for name, role in sorted(
-            others.itertuples(index=False, name=None), key=lambda pair: (ROLES.index(pair[1]), pair)
-        ):
-            place = head | {"protocol": protocol, "variant": variant, "baseline": name, "role": role}
-            theirs = table.get(name, {})
-            common = sorted(set(ours) & set(theirs))
-            records += [place | _gap(paired(ours[each], theirs[each]), each) for each in common]
-            if common:
-                records.append(place | _gap(paired_over_datasets(ours, theirs), None))
-    return typed_frame(records, COMPARISON)
+def together(boards: Sequence[Standing]) -> pd.DataFrame:
+    """The rows of all standings; an empty typed frame where there are none."""
+    return pd.concat([board.rows for board in boards], ignore_index=True) if boards else typed_frame([], LEADERBOARD)
 
 
-def trial_counts(frame: pd.DataFrame, sweep: str) -> dict[str, int]:
-    """How many trials finished, were pruned, failed; and how many of them were reused: nothing was run for them.
-
-    A trial in both stages counts once, by its most final status.
-    """
-    trials = _trials(of_sweep(frame, sweep)).groupby("trial_id").agg(status=("status", set), reused=("reused", "all"))
-    finality = ("finished", "pruned", "failed")
-    final = [next(status for status in finality if status in found) for found in trials["status"]]
-    return {status: final.count(status) for status in finality} | {"reused": int(trials["reused"].sum())}
-
-
-def failures(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
-    """The failed trials, one row each: trial_id, stage, configuration, draw, seed, error, error_file."""
-    rows = of_sweep(frame, sweep)
-    columns = ["trial_id", "stage", "configuration", "draw", "seed", "error", "error_file"]
-    failed: pd.DataFrame = rows.loc[rows["status"] == "failed", columns]
-    once: pd.DataFrame = failed.drop_duplicates(["trial_id", "stage"]).sort_values(["stage", "trial_id"])
-    return once.reset_index(drop=True)
+def standings(selection: Selection, filters: Filters = NO_FILTERS) -> list[Standing]:
+    """A standing per metric asked for, protocol and variant: the objective's protocol first."""
+    heads = heads_of(selection)
+    boards = []
+    for metric in filters.metrics or (None,):
+        for (protocol, variant), rows in protocol_scores(selection, filters, metric):
+            block = _Block(heads, rows, filters.methods, _beside(selection.shown, rows))
+            place = {"protocol": protocol, "variant": variant}
+            frame = typed_frame([record | place for record in block.records()], LEADERBOARD)
+            boards.append(Standing(protocol, variant, metric, frame, block.test))
+    return boards
 
 
-def _shown(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
-    """The rows of the trials that the leaderboard shows, each with a configuration's name and role."""
-    rows = of_sweep(frame, sweep)
-    bests = {best.candidate: best for best in search_bests(frame, sweep)}
-    confirm = rows[rows["stage"] == "confirm"]
-    if not confirm.empty:
-        return _one_meaning_per_name(confirm, bests)
-    chosen = rows[(rows["status"] == "finished") & (rows["stage"] == "search")]
-    wanted = chosen["configuration_id"] == chosen["configuration"].map(
-        {name: best.configuration_id for name, best in bests.items()}
-    )
-    return chosen[wanted].assign(role="best")
+def heads_of(selection: Selection) -> Heads:
+    """What identifies each configuration, and what its finished trials cost on average."""
+    heads: Heads = {}
+    for name, group in selection.shown.groupby("configuration", sort=True):
+        finished = trials_of(group[group["status"] == "finished"])
+        costs = {column: finished[column].astype(float).mean() for column in _COSTS}
+        beside = {"published": published_value(selection.sweep, str(name))}
+        heads[str(name)] = {column: group[column].iloc[0] for column in _IDENTITY} | costs | beside
+    return heads
 
 
-def _one_meaning_per_name(rows: pd.DataFrame, bests: Mapping[str, Best]) -> pd.DataFrame:
-    """Keep one configuration id per name: the search's best for a candidate, otherwise the one recorded last.
-
-    A search that went on can have found another best after the first was confirmed.
-    """
-    kept = []
-    for name, group in rows.groupby("configuration", sort=True):
-        wanted = group.sort_values(["recorded_at", "configuration_id"])["configuration_id"].iloc[-1]
-        best = bests.get(str(name))
-        if best is not None and best.configuration_id in set(group["configuration_id"]):
-            wanted = best.configuration_id
-        kept.append(group[group["configuration_id"] == wanted])
-    together: pd.DataFrame = pd.concat(kept)
-    return together
-
-
-def _scores(shown: pd.DataFrame, metric: str | None) -> pd.DataFrame:
-    """The test rows that a leaderboard scores by; finished trials only."""
+def protocol_scores(
+    selection: Selection, filters: Filters, metric: str | None
+) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """The test rows to score by, of finished trials, by protocol and variant: the objective's first, then linear."""
+    shown = selection.shown
     wanted = shown["headline"] if metric is None else shown["metric"] == metric
     wanted &= (shown["split"] == "test") & (shown["status"] == "finished") & shown["value"].notna()
-    scores: pd.DataFrame = shown.loc[wanted, _SCORES]
-    return scores
+    if filters.datasets:
+        wanted &= shown["dataset"].isin(filters.datasets)
+    scores = shown.loc[wanted, _SCORES]
+    found = [((str(key[0]), str(key[1])), group) for key, group in scores.groupby(["protocol", "variant"])]
+    kept = [(key, group) for key, group in found if _asked(key, filters.protocols)]
+    return sorted(kept, key=lambda item: _place(item[0], selection.objective))
 
 
-def _objective(shown: pd.DataFrame) -> str:
-    """The protocol that the configurations were chosen by."""
-    config = json.loads(str(shown["config"].iloc[0])) if len(shown) else {}
-    return str(config.get("objective", "linear"))
-
-
-def _by_protocol(rows: pd.DataFrame, objective: str) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    """The rows by protocol and variant: the objective's first, then linear, k=20 before k=200."""
-    groups = [((str(key[0]), str(key[1])), group) for key, group in rows.groupby(["protocol", "variant"])]
-    return sorted(groups, key=lambda item: _place(item[0], objective))
-
-
-def _place(group: tuple[str, str], objective: str) -> tuple[Any, ...]:
-    protocol, variant = group
-    return protocol != objective, protocol != "linear", protocol, len(variant), variant
-
-
-def _by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float]]]:
+def by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float]]]:
     """Scores by configuration, dataset and seed."""
     table: dict[str, dict[str, dict[int, float]]] = {}
     columns = ("configuration", "dataset", "seed", "value")
@@ -207,78 +139,137 @@ def _by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float
     return table
 
 
-def _block(heads: Heads, rows: pd.DataFrame, protocol: str, variant: str) -> list[dict[str, Any]]:
-    """The leaderboard's records of one protocol and variant."""
-    table = _by_configuration(rows)
-    means = {
-        name: {dataset: mean_over_seeds(scores.values()).mean for dataset, scores in by_dataset.items()}
-        for name, by_dataset in table.items()
-    }
-    rivals = [name for name in heads if heads[name]["role"] != "control"]  # controls are shown, not ranked
-    ranks = average_ranks({name: means.get(name, {}) for name in rivals})
-    order = sorted(heads, key=lambda name: (name not in rivals, _nan_last(ranks.get(name, math.nan)), name))
-    records: list[dict[str, Any]] = []
-    for dataset in sorted(rows["dataset"].unique()):
-        verdicts = ties({name: table.get(name, {}).get(dataset, {}) for name in rivals})
-        top = max((means[name][dataset] for name in verdicts), default=math.nan)
-        for name in order:
-            place = {"protocol": protocol, "variant": variant, "dataset": dataset, "rank": ranks.get(name)}
-            here = rows[(rows["dataset"] == dataset) & (rows["configuration"] == name)]
-            best = {"best": name in rivals and means.get(name, {}).get(dataset) == top, "tie": verdicts.get(name)}
-            records.append(heads[name] | place | best | _cell(here))
-    return sorted(records, key=lambda record: order.index(record["configuration"]))
+@dataclass
+class _Block:
+    """One protocol and variant in the making: `heads` of all configurations, their score `rows`."""
+
+    heads: Heads
+    rows: pd.DataFrame
+    methods: Sequence[str]  # those shown; all where empty
+    macro_f1: Mapping[tuple[str, str], float]  # by configuration and dataset
+    test: RankTest | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = {
+            (str(key[0]), str(key[1])): _cell(group) for key, group in self.rows.groupby(["configuration", "dataset"])
+        }
+        self.datasets: list[str] = sorted(self.rows["dataset"].unique())
+        self.metrics = self.rows.drop_duplicates("dataset").set_index("dataset")[["metric", "headline"]]
+        self.rivals = [name for name in self.heads if self.heads[name]["role"] != "control"]  # controls have no rank
+        self.contest = [name for name in self.rivals if self._kept(name)]
+        means = {
+            name: {each: self.cells[name, each]["value"] for each in self.datasets if (name, each) in self.cells}
+            for name in self.contest
+        }
+        self.ranks = average_ranks(means)
+        self.test = friedman(means)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of the leaderboard, configuration by configuration."""
+        order = sorted(filter(self._kept, self.heads), key=self._position)
+        cube = _cube(self.rows, self.rivals, self.datasets)
+        overall = self._overall(cube, order)
+        ties = [self._ties(cube[:, index], dataset) for index, dataset in enumerate(self.datasets)]
+        return [
+            self.heads[name] | overall.get(name, {}) | self._record(name, dataset, verdicts.get(name, {}))
+            for name in order
+            for dataset, verdicts in zip(self.datasets, ties, strict=True)
+        ]
+
+    def _kept(self, name: str) -> bool:
+        head = self.heads[name]
+        return not self.methods or head["role"] == "control" or head["method"] in self.methods
+
+    def _position(self, name: str) -> tuple[bool, float, str]:
+        rank = self.ranks.get(name, math.nan)
+        return name not in self.rivals, math.inf if math.isnan(rank) else rank, name
+
+    def _record(self, name: str, dataset: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
+        cell = self.cells.get((name, dataset), {"seeds": 0})
+        metric = {column: self.metrics.at[dataset, column] for column in ("metric", "headline")}
+        place = {"dataset": dataset, "rank": self.ranks.get(name), "macro_f1": self.macro_f1.get((name, dataset))}
+        return {**metric, **place, "best": False, **verdict, **cell}
+
+    def _overall(self, cube: Table, order: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Tie groups and possible ranks of the configurations that have all datasets, over the datasets' mean."""
+        rows = [self.rivals.index(name) for name in order if not math.isnan(self.ranks.get(name, math.nan))]
+        adjusted = _adjusted(cube.mean(1))[np.ix_(rows, rows)]
+        if np.isnan(adjusted[~np.eye(len(rows), dtype=bool)]).all():
+            return {}
+        means = means_of(cube.mean(1)[rows])
+        separated = adjusted < 1 - CONFIDENCE
+        ranges = rank_ranges(separated & (means[:, None] > means[None, :]))
+        named = zip(rows, letters(separated), ranges, strict=True)
+        return {self.rivals[row]: {"group": group, "rank_low": r[0], "rank_high": r[1]} for row, group, r in named}
+
+    def _ties(self, scores: Table, dataset: str) -> dict[str, dict[str, Any]]:
+        """On one dataset, for each configuration whether it is the best, and whether it ties with it."""
+        known = [row for row, name in enumerate(self.rivals) if name in self.contest and (name, dataset) in self.cells]
+        if not known:
+            return {}
+        values = {row: self.cells[self.rivals[row], dataset]["value"] for row in known}
+        top = max(known, key=values.__getitem__)
+        adjusted = _adjusted(scores)[top]
+        verdicts = {
+            row: True if row == top else None if math.isnan(adjusted[row]) else bool(adjusted[row] >= 1 - CONFIDENCE)
+            for row in known
+        }
+        return {self.rivals[row]: {"best": values[row] == values[top], "tie": verdicts[row]} for row in known}
+
+
+def _cube(rows: pd.DataFrame, names: Sequence[str], datasets: Sequence[str]) -> Table:
+    """Scores `[K,D,S]` of the named configurations by dataset and seed, NaN where there is none."""
+    rows = rows[rows["configuration"].isin(names)]
+    seeds, seed_index = np.unique(rows["seed"].to_numpy(dtype=np.int64), return_inverse=True)
+    cube = np.full((len(names), len(datasets), len(seeds)), math.nan)
+    first = pd.Index(names).get_indexer(pd.Index(rows["configuration"]))
+    second = pd.Index(datasets).get_indexer(pd.Index(rows["dataset"]))
+    cube[first, second, seed_index] = rows["value"].to_numpy(dtype=float)
+    return cube
+
+
+def _adjusted(scores: Table) -> Table:
+    """Holm's adjusted p-values of all pairs of `[K,S]`; NaN everywhere for too many configurations."""
+    if len(scores) > MOST_PAIRED:
+        return np.full((len(scores), len(scores)), math.nan)
+    return holm_pairs(pairwise_p(scores))
 
 
 def _cell(rows: pd.DataFrame) -> dict[str, Any]:
-    """One configuration's score on one dataset, from its rows (one per seed); nothing where there are none."""
+    """One configuration's score on one dataset, from its rows (one per seed).
+
+    Scores lie in 0..1, so an interval over seeds is cut there.
+    """
     rows = rows.drop_duplicates("seed")
-    if rows.empty:
-        return {"seeds": 0}
     over = mean_over_seeds(rows["value"])
-    cell = {
-        "metric": rows["metric"].iloc[0],
-        "value": over.mean,
-        "seeds": over.seeds,
-        "samples": rows["samples"].iloc[0],
-    }
+    cell = {"value": over.mean, "seeds": over.seeds, "samples": rows["samples"].iloc[0]}
     if over.seeds > 1:
-        return cell | {"low": over.low, "high": over.high, "interval": over.label}
+        return cell | {"low": max(0.0, over.low), "high": min(1.0, over.high), "interval": over.label}
     low, high = rows["low"].iloc[0], rows["high"].iloc[0]
     kind = "one seed" if pd.isna(low) else "one seed: bootstrap over test samples"
     return cell | {"low": low, "high": high, "interval": kind}
 
 
-def _heads(shown: pd.DataFrame) -> Heads:
-    """What identifies each configuration, and what its finished trials cost on average."""
-    heads: Heads = {}
-    same = ("sweep", "sweep_id", "stage", "configuration", "role", "configuration_id", "method", "encoder")
-    mean = ("objective", "device_seconds", "images_per_second", "peak_memory_bytes")
-    for name, group in shown.groupby("configuration", sort=True):
-        finished = _trials(group[group["status"] == "finished"])
-        identity = {column: group[column].iloc[0] for column in same}
-        heads[str(name)] = identity | {column: finished[column].astype(float).mean() for column in mean}
-    return heads
+def _beside(shown: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Mean macro F1 by configuration and dataset, for datasets of unequal classes that `rows` score by top-1."""
+    scored = set(rows.loc[rows["metric"] == "top1", "dataset"])
+    protocol, variant = rows["protocol"].iloc[0], rows["variant"].iloc[0]
+    wanted = shown["metric"].isin(["top1", "mean_per_class", "macro_f1"]) & shown["dataset"].isin(scored)
+    wanted &= (shown["split"] == "test") & (shown["protocol"] == protocol) & (shown["variant"] == variant)
+    keys = ["configuration", "dataset", "metric"]
+    means = shown[wanted].groupby(keys)["value"].mean().unstack("metric")
+    if not {"top1", "mean_per_class", "macro_f1"} <= set(means.columns):
+        return {}
+    gap = (means["top1"] - means["mean_per_class"]).abs().groupby(level="dataset").max()
+    unequal = means.index.get_level_values("dataset").isin(gap.index[gap > UNEQUAL])
+    chosen = means.loc[unequal, "macro_f1"].dropna()
+    return {(str(key[0]), str(key[1])): float(value) for key, value in chosen.items()}
 
 
-def _trials(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per trial and stage."""
-    return rows.drop_duplicates(["trial_id", "stage", "configuration"])
+def _asked(key: tuple[str, str], protocols: Sequence[str]) -> bool:
+    return not protocols or key[0] in protocols or " ".join(key).strip() in protocols
 
 
-def _gap(gap: Difference, dataset: str | None) -> dict[str, Any]:
-    return {
-        "dataset": dataset,
-        "difference": gap.mean,
-        "low": gap.low,
-        "high": gap.high,
-        "p_value": gap.p_value,
-        "interval": gap.label,
-        "seeds": gap.seeds,
-        "missing": gap.missing,
-        "datasets": gap.datasets,
-        "separated": gap.separated,
-    }
-
-
-def _nan_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _place(group: tuple[str, str], objective: str) -> tuple[Any, ...]:
+    protocol, variant = group
+    return protocol != objective, protocol != "linear", protocol, len(variant), variant

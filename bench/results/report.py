@@ -1,6 +1,6 @@
 """The report that `bench report` prints: rich renderables made from a ledger frame."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,79 +9,103 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from bench.results import leaderboard as boards
 from bench.results import wording
-from bench.results.exports import FORMATS, export
+from bench.results.findings import Findings, Records, findings
 from bench.results.frames import rows_of
-from bench.results.grid import Cell, Grid, Line, plain_table
+from bench.results.grid import Cell, Grid, Line
+from bench.results.leaderboard import Standing
+from bench.results.published import published
+from bench.results.selection import NO_FILTERS, Filters
 from bench.results.wording import visible
 
-__all__ = ["FORMATS", "export", "render"]
+# The keys of columns that are no dataset's name: none begins with a line feed.
+_PUBLISHED, _COSTS = "\npublished", ("\nvalidation %", "\ndevice time", "\nimages/s", "\nmemory")
 
 
 def render(
-    frame: pd.DataFrame, sweep: str | None, problems: Sequence[str] = (), titles: Mapping[str, str] | None = None
+    frame: pd.DataFrame,
+    sweep: str | None,
+    problems: Sequence[str] = (),
+    records: Records | None = None,
+    filters: Filters = NO_FILTERS,
 ) -> RenderableType:
     """What the terminal shows of a ledger frame: one sweep, or each in turn where `sweep` is None.
 
-    `problems` are the ledger's unreadable files, `titles` the sweeps' questions by name. Raises UnknownName.
+    `problems` are the ledger's unreadable files, `records` the sweeps' definitions by id. Raises UnknownName.
     """
-    names = boards.sweeps(frame) if sweep is None else [sweep]
-    parts: list[RenderableType] = [_sweep(frame, name, (titles or {}).get(name, "")) for name in names]
-    if not names:
+    found = findings(frame, sweep, filters, records)
+    parts: list[RenderableType] = [_sweep(each) for each in found]
+    if not found:
         parts.append(Text("No results yet."))
     if problems:
         parts.append(_listing("Files that could not be used", problems, "yellow"))
     return Group(*parts)
 
 
-def _sweep(frame: pd.DataFrame, sweep: str, title: str) -> RenderableType:
-    """The whole report of one sweep."""
-    board = boards.leaderboard(frame, sweep)
-    gaps = boards.comparison(frame, sweep)
-    parts: list[RenderableType] = [Rule(Text(visible(sweep), "bold"), style="dim", align="left")]
-    parts += [Text(visible(title), "italic")] if title else []
-    parts += [Text(line) for line in wording.answers(gaps)]
-    parts += _standings(board)
-    parts += _gaps(gaps)
-    parts += _costs(board)
-    parts.append(_footer(frame, sweep))
-    parts += _failures(frame, sweep)
+def _sweep(found: Findings) -> RenderableType:
+    """The whole report of one sweep: its question, the answer, then all else."""
+    parts: list[RenderableType] = [Rule(Text(visible(found.sweep), "bold"), style="dim", align="left")]
+    if narrowed := wording.filter_line(found.filters):
+        parts.append(Text(narrowed, "yellow"))
+    parts += [Text(visible(found.title), "italic")] if found.title else []
+    parts += [Text(line, "bold") for line in wording.answers(found.gaps)[:1]]
+    parts += _standings(found)
+    parts += _gaps(found.gaps)
+    parts.append(_footer(found))
+    lines = [wording.failure(row) for row in rows_of(found.failures)]
+    parts += [_listing("Failed trials", lines, "red")] if lines else []
     return Group(*_spaced(parts), Text(""))
 
 
-def _standings(board: pd.DataFrame) -> list[RenderableType]:
-    """One grid per protocol and its variant, and the legend."""
+def _standings(found: Findings) -> list[RenderableType]:
+    """One grid per protocol and its variant, the first with costs and published figures; and the legend."""
+    board = found.board
     if board.empty:
-        return [Text("No finished trial has a test score yet.")]
+        filtered = found.filters != NO_FILTERS
+        return [Text("Nothing fits the filters." if filtered else "No finished trial has a test score yet.")]
     parts: list[RenderableType] = []
-    for (protocol, variant), rows in board.groupby(["protocol", "variant"], sort=False):
-        head = Text.assemble((wording.protocol_name(protocol, variant), "bold"), ", test score in %")
-        parts.append(Group(head, _standing(rows)))
+    for index, standing in enumerate(found.standings):
+        head = Text.assemble((wording.standing_name(standing), "bold"), ", test score in %")
+        parts.append(Group(head, _standing(standing, found.sweep, first=index == 0)))
     if (board["stage"] == "search").all():
-        parts.append(
-            Text(
-                "Nothing is confirmed yet: this is one search trial of each candidate, chosen on validation.", "yellow"
-            )
-        )
-    return [*parts, Text(f"* highest mean, {wording.legend(board)}", "dim")]
+        why = "Shown is the search" if found.filters.stages else "Nothing is confirmed yet"
+        parts.append(Text(f"{why}: this is one search trial of each candidate, chosen on validation.", "yellow"))
+    return [*parts, Group(*(Text(line, "dim") for line in wording.notes(found)))]
 
 
-def _standing(rows: pd.DataFrame) -> Grid:
+def _standing(standing: Standing, sweep: str, *, first: bool) -> Grid:
     """Configurations by datasets."""
     columns = {}
-    for dataset, cells in rows.groupby("dataset", sort=False):
-        metric = wording.metric_name(next(iter(cells["metric"].dropna()), ""))
+    for dataset, cells in standing.rows.groupby("dataset", sort=False):
+        metric = wording.metric_name(cells["metric"].iloc[0])
         samples = next(iter(cells["samples"].dropna()), "")
         columns[str(dataset)] = Text.assemble(visible(dataset), (f"\n{metric}\nn = {samples}", "dim not bold"))
+    study = published(sweep) if first and standing.rows["published"].notna().any() else None
+    if study:
+        columns[_PUBLISHED] = Text.assemble("published", (f"\n{study.dataset}", "dim not bold"))
     lines = []
-    for name, cells in rows.groupby("configuration", sort=False):
-        role = cells["role"].iloc[0]
-        seeds, rank = int(cells["seeds"].max()), cells["rank"].iloc[0]
-        lead = [_name(name, role), Text(str(seeds)), Text("" if pd.isna(rank) else f"{rank:.1f}")]
-        scores = {str(row.dataset): _score(row) for row in rows_of(cells)}
-        lines.append(Line(lead, scores, control=role == "control"))
-    return Grid(["configuration", "seeds", "rank"], columns, lines)
+    letters = int(standing.rows["group"].fillna("").str.len().max())
+    for name, cells in standing.rows.groupby("configuration", sort=False):
+        head = cells.iloc[0]
+        group = "" if pd.isna(head["group"]) else str(head["group"])
+        rank = "" if pd.isna(head["rank"]) else f"{head['rank']:.1f}{group and f' {group:<{letters}}'}"
+        lead = [_name(name, head["role"]), Text(str(int(cells["seeds"].max()))), Text(rank)]
+        scores = {str(row.dataset): _score(row) for row in rows_of(cells)} | _aside(head)
+        lines.append(Line(lead, scores, control=head["role"] == "control"))
+    tail = {key: key.strip() for key in _COSTS} if first else {}
+    return Grid(["configuration", "seeds", "rank"], columns, lines, tail)
+
+
+def _aside(head: Any) -> dict[str, Cell]:
+    """What stands beside a configuration's scores: the published figure, and what a trial cost."""
+    speed = "" if pd.isna(head["images_per_second"]) else f"{head['images_per_second']:,.0f}"
+    costs = (
+        wording.percent(head["objective"]),
+        wording.duration(head["device_seconds"]),
+        speed,
+        wording.memory(head["peak_memory_bytes"]),
+    )
+    return {_PUBLISHED: Cell(wording.percent(head["published"]))} | dict(zip(_COSTS, map(Cell, costs), strict=True))
 
 
 def _score(row: Any) -> Cell:
@@ -91,23 +115,25 @@ def _score(row: Any) -> Cell:
     best = bool(row.best)
     tie = not pd.isna(row.tie) and bool(row.tie)
     mark = "*" if best else "=" if tie else " "
-    return Cell(
-        f"{wording.percent(row.value, 4)}{mark}", wording.interval(row.low, row.high), style="bold" if best else ""
-    )
+    beside = "" if pd.isna(row.macro_f1) else f"F1 {wording.percent(row.macro_f1)}"
+    spread = wording.interval(row.low, row.high)
+    return Cell(f"{wording.percent(row.value, 4)}{mark}", spread, beside, "bold" if best else "")
 
 
 def _gaps(gaps: pd.DataFrame) -> list[RenderableType]:
-    """The best configuration against the others, paired: by protocol, then by dataset in the first protocol."""
+    """The leader against the others, paired: by protocol, then by dataset in the first protocol."""
     if gaps.empty:
         return []
     name = visible(gaps["configuration"].iloc[0])
-    protocols = [wording.protocol_name(row.protocol, row.variant) for row in rows_of(gaps)]
-    gaps = gaps.assign(named=protocols)
-    head = Text.assemble((f"{name} minus", "bold"), ", paired over seeds, in points")
-    first = gaps[gaps["named"] == protocols[0]]
+    named = [wording.protocol_name(row.protocol, row.variant) for row in rows_of(gaps)]
+    if gaps["metric"].notna().any():
+        named = [f"{each}, {wording.metric_name(m)}" for each, m in zip(named, gaps["metric"], strict=True)]
+    gaps = gaps.assign(named=named)
+    head = Text.assemble((f"{name} minus", "bold"), ", paired over seeds, in points; p by Holm; bold: separated")
+    first = gaps[gaps["named"] == named[0]]
     tables = [_gap_grid(gaps[gaps["dataset"].isna()], "named", aside=True)]
     if first["dataset"].nunique() > 1:
-        tables.append(_gap_grid(first[first["dataset"].notna()], "dataset", aside=False, corner=protocols[0]))
+        tables.append(_gap_grid(first[first["dataset"].notna()], "dataset", aside=False, corner=named[0]))
     return [Group(head, *_spaced(tables))]
 
 
@@ -126,40 +152,14 @@ def _gap(row: Any, *, aside: bool) -> Cell:
     """A difference, bold where it is separated from 0."""
     separated = not pd.isna(row.separated) and bool(row.separated)
     value, spread = wording.points(row.difference), wording.interval(row.low, row.high, signed=True)
-    why = wording.p_value(row.p_value) or ("one seed" if row.seeds == 1 else "")
+    why = wording.p_value(row.p_adjusted) or ("one seed" if row.seeds == 1 else "")
     return Cell(f"{value:>5}", spread, why if aside else "", "bold" if separated else "")
 
 
-def _costs(board: pd.DataFrame) -> list[RenderableType]:
-    """What a trial of each configuration cost, and its validation objective."""
-    if board.empty:
-        return []
-    table = plain_table()
-    table.add_column("cost per trial", overflow="fold", max_width=30)
-    for head in ("validation %", "device time", "images/s", "memory"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows_of(board.drop_duplicates("configuration")):
-        speed = "" if pd.isna(row.images_per_second) else f"{row.images_per_second:,.0f}"
-        table.add_row(
-            _name(row.configuration, row.role),
-            wording.percent(row.objective),
-            wording.duration(row.device_seconds),
-            speed,
-            wording.memory(row.peak_memory_bytes),
-        )
-    return [table]
-
-
-def _footer(frame: pd.DataFrame, sweep: str) -> RenderableType:
+def _footer(found: Findings) -> RenderableType:
     """The search's best configuration and the trials' counts."""
-    lines = wording.search_lines(boards.search_bests(frame, sweep)) + wording.trial_lines(frame, sweep)
+    lines = wording.search_lines(found.bests) + wording.trial_lines(found.counts, found.versions)
     return Group(*(Text(line) for line in lines))
-
-
-def _failures(frame: pd.DataFrame, sweep: str) -> list[RenderableType]:
-    """Failed trials: which, why, and where the traceback is."""
-    lines = [wording.failure(row) for row in rows_of(boards.failures(frame, sweep))]
-    return [_listing("Failed trials", lines, "red")] if lines else []
 
 
 def _listing(title: str, lines: Sequence[str], style: str) -> RenderableType:

@@ -1,9 +1,10 @@
-"""The statistics of comparison. Means and intervals over seeds, paired differences, average ranks, ties.
+"""The statistics of comparison: means and intervals over seeds, paired differences, correction for several of them.
 
 What is replicated is the pretraining seed. Intervals are Student's t over seeds; a paired difference compares the
 same seeds on the same data, which removes the spread that both sides share. Over several datasets the datasets are
 held fixed: each seed gives one difference, its mean over the datasets, so that scores of one encoder on several
-datasets are not counted as if they were independent. One seed gives no interval, and that is said.
+datasets are not counted as if they were independent. One seed gives no interval, and that is said. (The interval of
+one run, over its test samples, is drawn where the run is scored: `bench.evaluation.metrics.bootstrap`.)
 """
 
 import math
@@ -11,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special, stats
 
 CONFIDENCE = 0.95
 Scores = Mapping[int, float]  # value by seed
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
+Table = NDArray[np.float64]
+EQUAL = 1e-12  # differences whose spread is less than this part of their mean are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -94,49 +98,54 @@ def paired_over_datasets(
     return _difference(np.array(differences, dtype=float), missing, len(datasets), confidence)
 
 
-def average_ranks(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Each name's rank averaged over datasets (`scores[name][dataset]`, higher is better, 1 is best).
-
-    Equal scores share the mean of their ranks. A name that lacks a dataset of the others is not ranked (NaN):
-    an average over other datasets would not be comparable.
-    """
-    datasets = sorted({dataset for row in scores.values() for dataset in row})
-    table = {name: [row.get(dataset, math.nan) for dataset in datasets] for name, row in scores.items()}
-    complete = [name for name, row in table.items() if row and not any(math.isnan(value) for value in row)]
-    ranks = dict.fromkeys(scores, math.nan)
-    if complete:
-        each = stats.rankdata(-np.array([table[name] for name in complete]), axis=0)
-        ranks.update(zip(complete, each.mean(axis=1).tolist(), strict=True))
-    return ranks
-
-
-def ties(scores: Mapping[str, Scores]) -> dict[str, bool | None]:
-    """For each name, whether it cannot be separated from the name with the best mean (`scores[name][seed]`).
-
-    True: its paired interval to the best includes 0 (the best ties with itself). False: it excludes 0. None: it
-    cannot be told (no two common seeds, or no spread). Names without a value are left out.
-    """
-    means = {name: mean_over_seeds(row.values()).mean for name, row in scores.items()}
-    known = [name for name, mean in means.items() if not math.isnan(mean)]
-    if not known:
-        return {}
-    best = max(known, key=lambda name: means[name])
-    verdicts: dict[str, bool | None] = {}
-    for name in known:
-        separated = paired(scores[best], scores[name]).separated
-        verdicts[name] = True if name == best else None if separated is None else not separated
-    return verdicts
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the given order; NaN stays NaN and is not counted."""
-    order = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    adjusted = [math.nan] * len(p_values)
-    highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        adjusted[index] = highest
-    return adjusted
+    """Holm's (1979) step-down adjusted p-values, in the given order; NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)  # NaN last
+    order = order[: int(np.isfinite(p).sum())]
+    steps = np.arange(order.size, 0, -1) * p[order]
+    adjusted = np.full(p.shape, math.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(value) for value in adjusted]
+
+
+def pairwise_p(scores: Table) -> Table:
+    """The p-value of `paired` for every pair of rows of `scores` `[K,S]` (NaN where a seed is missing): `[K,K]`.
+
+    Symmetric, 1 on the diagonal; NaN where two rows share fewer than two seeds, or all their differences are equal.
+    """
+    gaps = scores[:, None, :] - scores[None, :, :]
+    known = ~np.isnan(gaps)
+    seeds = known.sum(-1)
+    gaps = np.where(known, gaps, 0.0)
+    mean = gaps.sum(-1) / np.maximum(seeds, 1)
+    square = (np.where(known, gaps - mean[..., None], 0.0) ** 2).sum(-1)
+    error = np.sqrt(square / np.maximum(seeds - 1, 1) / np.maximum(seeds, 1))
+    spread = np.where(known, np.abs(gaps - mean[..., None]), 0.0).max(-1, initial=0.0)
+    testable = (seeds > 1) & (spread > EQUAL * np.abs(mean))
+    t = np.divide(mean, error, out=np.zeros_like(mean), where=testable)
+    p = np.where(testable, 2 * special.stdtr(np.maximum(seeds - 1, 1), -np.abs(t)), math.nan)
+    same = (seeds > 1) & ~gaps.any(-1)
+    p[same | np.eye(len(scores), dtype=bool)] = 1.0
+    return p
+
+
+def holm_pairs(p_values: Table) -> Table:
+    """Holm's adjustment over all pairs of a symmetric `[K,K]` table of p-values; the diagonal stays 1."""
+    upper = np.triu_indices(len(p_values), 1)
+    adjusted = np.ones_like(p_values)
+    adjusted[upper] = holm(p_values[upper].tolist())
+    return np.triu(adjusted) + np.triu(adjusted, 1).T
+
+
+def needed_reach(seeds: int, comparisons: int = 1) -> float:
+    """How many standard deviations of the paired differences a mean difference must exceed to be separated.
+
+    By Student's t over `seeds` at 5 % shared by `comparisons` (Holm's first step). Infinite for one seed.
+    """
+    if seeds < 2:
+        return math.inf
+    return float(special.stdtrit(seeds - 1, 1 - (1 - CONFIDENCE) / 2 / comparisons)) / math.sqrt(seeds)
 
 
 def _difference(values: Values, missing: int, datasets: int, confidence: float) -> Difference:
@@ -146,7 +155,7 @@ def _difference(values: Values, missing: int, datasets: int, confidence: float) 
     low = high = p_value = math.nan
     if count > 1 and not values.any():
         low, high, p_value = 0.0, 0.0, 1.0
-    elif count > 1 and np.ptp(values) > 1e-12 * abs(mean):
+    elif count > 1 and np.ptp(values) > EQUAL * abs(mean):
         # Not for equal differences: scores are counts over a few hundred samples, so they come about by chance,
         # and an interval of width 0 with p = 0 would claim a certainty that is not there.
         low, high = _t_interval(values, confidence)

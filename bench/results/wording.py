@@ -1,13 +1,19 @@
 """How numbers and names are written in every report, whatever its format."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from bench.results.findings import Findings
 from bench.results.frames import rows_of
-from bench.results.leaderboard import Best, trial_counts
+from bench.results.leaderboard import Standing
+from bench.results.published import published
+from bench.results.ranking import RankTest
+from bench.results.selection import FINALITY, NO_FILTERS, Best, Filters
+from bench.results.statistics import needed_reach
 
+FEW_SEEDS = 5
 NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -87,6 +93,12 @@ def metric_name(metric: Any) -> str:
     return NAMES.get(str(metric), visible(metric))
 
 
+def standing_name(board: Standing) -> str:
+    """`linear`, `knn k=20, macro F1`."""
+    metric = f", {metric_name(board.metric)}" if board.metric else ""
+    return protocol_name(board.protocol, board.variant) + metric
+
+
 def legend(board: pd.DataFrame) -> str:
     """What the marks and brackets of a leaderboard mean."""
     ranges = [
@@ -98,19 +110,92 @@ def legend(board: pd.DataFrame) -> str:
         if used
     ]
     known = board["tie"].notna() & ~board["best"]
-    ties = "= not separated from it, paired over seeds" if known.any() else "ties cannot be told from these seeds"
-    return f"{ties}; [95 % interval: {', '.join(ranges)}]; n: test samples"
+    ties = "= tied with it (not separated, all pairs over seeds, Holm)" if known.any() else "one seed tells no ties"
+    groups = "; those that share a letter are tied over all datasets" if board["group"].fillna("").any() else ""
+    beside = "; F1: macro F1, as the classes are unequal" if board["macro_f1"].notna().any() else ""
+    return f"{ties}{groups}; [95 % interval: {', '.join(ranges)}]; n: test samples{beside}"
+
+
+def filter_line(filters: Filters) -> str:
+    """What a filtered report says of itself; empty where nothing is filtered."""
+    if filters == NO_FILTERS:
+        return ""
+    return (
+        f"Shown only: {visible(filters)}. Ranks, ties and means over datasets are among what is shown, with all "
+        "controls; what validation chose, and what p-values are adjusted for, is as without filters."
+    )
+
+
+def rank_lines(boards: Sequence[Standing]) -> list[str]:
+    """`rank_line` of each standing, each caveat that stands alone once."""
+    tested = [(standing_name(board), board.test) for board in boards if board.test]
+    lines = [rank_line(test) if test.powerless else f"{name}: {rank_line(test)}" for name, test in tested]
+    return list(dict.fromkeys(lines))
+
+
+def rank_line(test: RankTest) -> str:
+    """Friedman's test in a sentence, with its caveat; the caveat alone where there is no power."""
+    if test.powerless:
+        return test.caveat
+    numerator, denominator = test.freedom
+    value = "over 999" if test.f > 999 else f"{test.f:.2f}"
+    return (
+        f"Friedman over {count(test.datasets, 'dataset')} and {count(len(test.ranks), 'configuration')}: "
+        f"F({numerator}, {denominator}) = {value}, {p_value(test.p_value)} (Iman-Davenport); critical difference "
+        f"{test.critical_difference:.2f} ranks (Nemenyi). {test.caveat}"
+    ).rstrip()
+
+
+def seed_lines(board: pd.DataFrame, gaps: pd.DataFrame) -> list[str]:
+    """What few seeds cannot show: a line, or none from five seeds on."""
+    shown = gaps[gaps["seeds"] > 0]
+    seeds = int((shown if len(shown) else board)["seeds"].replace(0, pd.NA).min()) if len(board) else FEW_SEEDS
+    if seeds >= FEW_SEEDS:
+        return []
+    if seeds < 2:
+        return ["One seed: nothing about the spread between runs is known, so no difference is settled."]
+    tested = int(shown["comparisons"].max()) if len(shown) else 1
+    more = f", or {needed_reach(seeds, tested):.1f} where {tested} are tested" if tested > 1 else ""
+    return [
+        f"{seeds} seeds are few: a difference is separated only if it exceeds {needed_reach(seeds):.1f} standard "
+        f"deviations of the paired differences{more}."
+    ]
+
+
+def notes(found: Findings, best: str = "*") -> list[str]:
+    """What is said below the leaderboards: the marks (`best` marks the highest), published figures, few seeds."""
+    board = found.board
+    lines = [f"{best} highest mean, {legend(board)}.", published_line(found.sweep, board)]
+    return [line for line in (*lines, *seed_lines(board, found.gaps), *rank_lines(found.standings)) if line]
+
+
+def published_line(sweep: str, board: pd.DataFrame) -> str:
+    """Where published figures are from; empty where none is shown."""
+    study = published(sweep)
+    if study is None or board["published"].isna().all():
+        return ""
+    return f"{study.label} ({study.source}, {study.dataset}); beside, never compared."
 
 
 def answers(gaps: pd.DataFrame) -> list[str]:
-    """The sweep's question answered from a `comparison`: a sentence per baseline and other candidate.
+    """The sweep's question answered from a `comparison`, then a sentence for each other configuration.
 
-    Controls answer where there is neither. By the first protocol, which is the objective's.
+    The first protocol speaks, which is the objective's. Controls speak where there is nothing else.
     """
     overall = gaps[gaps["dataset"].isna()]
     rivals = overall[overall["role"] != "control"]
-    rows = overall if rivals.empty else rivals
-    return [sentence(row) for row in rows_of(rows.drop_duplicates("baseline"))]
+    rows = rows_of((overall if rivals.empty else rivals).drop_duplicates("baseline"))
+    candidates = 1 + sum(row.role == "best" for row in rows)
+    first = [answer(row, candidates) for row in rows[:1]]
+    return first + [sentence(row) for row in rows[1:]]
+
+
+def answer(row: Any, candidates: int) -> str:
+    """The sweep's own question in one sentence; `row` is the first of its comparisons."""
+    said = sentence(row)
+    if candidates < 2 or pd.isna(row.difference):
+        return said
+    return f"Of {candidates} candidates validation prefers {visible(row.configuration)}: {said[0].lower()}{said[1:]}"
 
 
 def search_lines(bests: Sequence[Best]) -> list[str]:
@@ -124,14 +209,12 @@ def search_lines(bests: Sequence[Best]) -> list[str]:
     return lines
 
 
-def trial_lines(frame: pd.DataFrame, sweep: str) -> list[str]:
+def trial_lines(counts: Mapping[str, int], versions: int) -> list[str]:
     """How many trials ended how, and whether the ledger holds other versions of the sweep."""
-    counts = trial_counts(frame, sweep)
-    ended = ", ".join(f"{counts[status]} {status}" for status in ("finished", "pruned", "failed"))
+    ended = ", ".join(f"{counts[status]} {status}" for status in FINALITY)
     reused = f"; {counts['reused']} of them reused from other sweeps" if counts["reused"] else ""
     lines = [f"Trials: {ended}{reused}."]
-    others = frame.loc[frame["sweep"] == sweep, "sweep_id"].nunique() - 1
-    return lines + ([f"The ledger also holds {count(others, 'earlier version')} of this sweep."] if others else [])
+    return lines + ([f"The ledger also holds {count(versions, 'earlier version')} of this sweep."] if versions else [])
 
 
 def failure(row: Any) -> str:
@@ -156,4 +239,12 @@ def sentence(row: Any) -> str:
         why = "one seed gives no interval" if row.seeds == 1 else str(row.interval)
         return f"{claim}; {why}, so nothing is settled."
     verdict = "separated" if row.separated else "not separated"
-    return f"{claim} (95 % interval {points(row.low)} to {points(row.high)}, {p_value(row.p_value)}): {verdict}."
+    spread = f"95 % interval {points(row.low)} to {points(row.high)}, {p_value(row.p_value)}"
+    return f"{claim} ({spread}{adjusted(row)}): {verdict}."
+
+
+def adjusted(row: Any) -> str:
+    """`; p = 0.12 by Holm over 4 comparisons`; empty where nothing else was tested."""
+    if pd.isna(row.p_adjusted) or row.comparisons < 2:
+        return ""
+    return f"; {p_value(row.p_adjusted)} by Holm over {row.comparisons} comparisons"
