@@ -111,7 +111,7 @@ def report(
     if card and (form != "terminal" or to):
         raise BenchError("--card FILE writes the card: leave out --format and --to")
     form, to = ("card", card) if card else (form, to)
-    reading = Ledger(out).read(sweep, columns_for(form))
+    reading = Ledger(out).read(sweep, columns_for(form), depth="scores")
     if reading.frame.empty and not reading.problems:
         raise BenchError(_nothing(out, sweep))
     filters = filters_for(reading.frame, dataset=dataset, method=method, protocol=protocol, metric=metric, stage=stage)
@@ -126,6 +126,20 @@ def report(
         raise BenchError("--format parquet is no text: name a file with --to FILE.parquet")
     else:
         sys.stdout.write(data.decode())
+
+
+@app.command()
+def compact(out: Out = Path("results")) -> None:
+    """Merge the results' many small files into few large ones; safe at any time, also beside a run."""
+    from bench.results.compact import compact as merge
+    from bench.results.ledger import Ledger
+
+    done = merge(Ledger(out))
+    console = _console()
+    kept = f"{done.records:,} records are in {done.path}" if done.path else f"{out}: nothing to merge"
+    console.print(f"{kept}; {done.cleared:,} files cleared away", markup=False, soft_wrap=True)
+    for problem in done.problems:
+        console.print(f"left as it is: {problem}", style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -253,7 +267,7 @@ def _nothing(out: Path, sweep: str | None) -> str:
         return f"{out}: no results yet; `bench run --sweep simclr_gamma --out {out}` makes some"
     from bench.errors import suggestion
 
-    known = Ledger(out).read(columns=["sweep"]).frame["sweep"].unique()
+    known = Ledger(out).read(columns=["sweep"], depth="first").frame["sweep"].unique()
     return f"{out}: no results of sweep {sweep!r}{suggestion(sweep, known)}"
 
 

@@ -23,6 +23,9 @@ from bench.trial import Evaluation, Training, Trial
 PACKAGES = ("bench", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow")
 
 
+SHIPPED = "BENCH_PROVENANCE"  # commit of code that was shipped, as JSON: a shipment is no checkout
+
+
 @dataclass(frozen=True)
 class Hardware:
     """What decides how trials are placed, and whether half precision pays."""
@@ -183,13 +186,15 @@ def make_plan(sweep: Sweep, *, out: Path, cache: Path, data_root: str | None = N
 
 
 def find_provenance() -> Provenance:
-    """The git commit of the checkout that this module is in (if it is in one), and package versions."""
+    """The git commit of the checkout that this module is in or was shipped from, and package versions."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    if SHIPPED in os.environ:
+        return Provenance(**json.loads(os.environ[SHIPPED]), versions=versions)
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     return Provenance(

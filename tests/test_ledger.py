@@ -333,13 +333,13 @@ import os, sys, time
 from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench.results import ledger
+from bench.results import files, ledger
 from bench.results.schema import SCHEMA
 
 out, template, hang, *names = sys.argv[1:]
 rows = pq.read_table(template)
 if hang == "hang":
-    ledger.os.fsync = lambda _: (Path(out, "stopped").touch(), time.sleep(60))
+    files.os.fsync = lambda _: (Path(out, "stopped").touch(), time.sleep(60))
 for name in names:
     table = rows.set_column(1, SCHEMA.field(1), pa.array([name] * len(rows), pa.string()))
     ledger.Ledger(Path(out)).write(pa.table(table.columns, schema=SCHEMA))

@@ -1,58 +1,34 @@
-"""The Parquet ledger: one small file per trial and place in a sweep, written whole or not at all.
+"""The Parquet ledger: the rows of each trial and place in a sweep, written whole or not at all.
 
-A file's name says everything that scheduling asks, so that one directory listing answers it:
-`TRIAL.SWEEP.VERSION.STAGE.CONFIGURATION.STATUS.parquet`, where SWEEP and CONFIGURATION are names made safe for file
-names and VERSION is the first 12 letters of the sweep's id. No lock, any number of writers; nothing
-half-written is ever read, as a file is written under a name that readers pass over (a leading dot, another ending)
-and then renamed.
+A run writes one small file per record; `bench compact` merges them into large ones (see `compact`). Names say
+everything that scheduling asks (see `listing`), so that one directory listing answers it. No lock, any number of
+writers; nothing half-written is ever read, as a file is written under a name that readers pass over (a leading dot,
+another ending) and then renamed.
 """
 
-import hashlib
-import os
-import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bench.errors import UnknownName
-from bench.results.schema import SCHEMA, SCHEMA_VERSION, Membership, Stage, Status
+from bench.results import files
+from bench.results.files import Depth, Part
+from bench.results.listing import REMOVED, Entry, Listing, slug, take_listing, version, within
+from bench.results.schema import SCHEMA, Membership, Stage, Status
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAME = re.compile(
-    rf"(?P<trial_id>[0-9A-Za-z]+)\.(?P<sweep>[^.]+)\.(?P<version>[^.]+)"
-    rf"\.(?P<stage>{'|'.join(get_args(Stage))})\.(?P<configuration>[^.]+)\.(?P<status>{'|'.join(get_args(Status))})\.parquet"
-)
-_FINALITY: tuple[Status, ...] = ("finished", "pruned", "failed")  # the first outweighs the later
 _READERS = 4  # threads; reading small files is half waiting, half work that frees the interpreter
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One ledger file, known from its name alone; `sweep` and `version` are as they stand in the name."""
-
-    path: Path
-    trial_id: str
-    sweep: str
-    version: str
-    stage: Stage
-    configuration: str
-    status: Status
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """What may exist once: the trial and its place."""
-        return self.trial_id, self.sweep, self.version, self.stage, self.configuration
+_BATCH = 128  # files that a thread reads before it drops what is not asked for
+_ROUNDS = 100  # of reading, while files go because others take their place
 
 
 class Reading(NamedTuple):
@@ -62,53 +38,6 @@ class Reading(NamedTuple):
     problems: list[str]
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What the ledger's folder held at one moment. Take one, ask it about any number of trials."""
-
-    entries: tuple[Entry, ...]
-    strangers: tuple[Path, ...] = ()  # *.parquet files whose names are no ledger file's
-
-    def status(
-        self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None, configuration: str | None = None
-    ) -> Status | None:
-        """The trial's most final status, None where it is unknown.
-
-        A finished trial is finished for everybody. With `sweep` (and `sweep_id`), a pruned or failed trial
-        counts for that sweep (and version) only, and with `configuration` a pruned one for that candidate only,
-        because pruning depends on the trials around it.
-        """
-        found = {
-            entry.status
-            for entry in self._by_trial.get(trial_id, ())
-            if entry.status == "finished"
-            or (
-                _within(entry, sweep, sweep_id)
-                and (entry.status == "failed" or configuration is None or entry.configuration == _slug(configuration))
-            )
-        }
-        return next((status for status in _FINALITY if status in found), None)
-
-    def membership(self, sweep: str, stage: Stage, sweep_id: str | None = None) -> dict[str, Status]:
-        """The status of each trial recorded under a sweep's stage, by trial id."""
-        members: dict[str, Status] = {}
-        for entry in reversed(self.entries):  # the most final last
-            if entry.stage == stage and _within(entry, sweep, sweep_id):
-                members[entry.trial_id] = entry.status
-        return members
-
-    def finished(self) -> set[str]:
-        """The ids of all finished trials."""
-        return {entry.trial_id for entry in self.entries if entry.status == "finished"}
-
-    @cached_property
-    def _by_trial(self) -> dict[str, list[Entry]]:
-        trials: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            trials.setdefault(entry.trial_id, []).append(entry)
-        return trials
-
-
 class Ledger:
     """The ledger of a results folder; the folder is made by the first write."""
 
@@ -116,16 +45,8 @@ class Ledger:
         self.folder = out / "ledger"
 
     def listing(self, prefix: str = "") -> Listing:
-        """List the folder once, or its files whose names start so; 20,000 files take a fraction of a second."""
-        entries, strangers = [], []
-        for name in sorted(name for name in _parquet_names(self.folder) if name.startswith(prefix)):
-            match = _NAME.fullmatch(name)
-            if match:
-                entries.append(Entry(path=self.folder / name, **match.groupdict()))  # type: ignore[arg-type]
-            else:
-                strangers.append(self.folder / name)
-        entries.sort(key=lambda entry: _FINALITY.index(entry.status))
-        return Listing(tuple(entries), tuple(strangers))
+        """List the folder once, or its records whose names start so; 20,000 files take a fraction of a second."""
+        return take_listing(self.folder, prefix, files.members)
 
     def status(
         self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None, configuration: str | None = None
@@ -145,10 +66,7 @@ class Ledger:
         """
         entry = self._entry(table)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(table, entry.path)
-        # Only now: a kill between the two leaves both, and the listing then believes the more final one.
-        self._discard(other for other in self._of_trial(entry.trial_id) if _replaced(other, entry))
-        return entry.path
+        return self._record(entry, entry.status, table)
 
     def adopt(self, trial_id: str, membership: Membership, *, objective: float | None = None) -> Path | None:
         """Record a finished trial under another sweep or stage: its rows, copied, with `reused` true.
@@ -159,55 +77,86 @@ class Ledger:
         """
         finished = [entry for entry in self._of_trial(trial_id) if entry.status == "finished"]
         for entry in finished:
-            there = entry.stage == membership.stage and entry.configuration == _slug(membership.configuration)
-            if there and _within(entry, membership.sweep, membership.sweep_id):
+            there = entry.stage == membership.stage and entry.configuration == slug(membership.configuration)
+            if there and within(entry, membership.sweep, membership.sweep_id):
                 return entry.path
         for entry in finished:
-            table = _read_file(entry.path, None)
+            table = self._table(entry)
             if not isinstance(table, str):
                 return self.write(_moved(table, membership, objective))
         return None
 
+    def recorded(self, trial_id: str, column: str) -> Any:
+        """What the trial's most final record says of itself: a column that is the same on all its rows.
+
+        Raises OSError where there is none, or none that can be read.
+        """
+        for entry in self._of_trial(trial_id):
+            table = self._table(entry)
+            if isinstance(table, str):
+                raise OSError(table)
+            return table[column][0].as_py()
+        raise FileNotFoundError(f"{self.folder}: no record of trial {trial_id}")
+
     def renew(self, sweep: str, sweep_id: str) -> None:
         """Make a version of a sweep the one recorded last, where another is; its rows stay as they are otherwise."""
-        entries = [entry for entry in self.listing().entries if _within(entry, sweep, None)]
-        own = [entry for entry in entries if entry.stage == "search" and _within(entry, sweep, sweep_id)]
-        table = _read_file(own[0].path, None) if own and len({entry.version for entry in entries}) > 1 else ""
+        entries = [entry for entry in self.listing().entries if within(entry, sweep, None)]
+        own = [entry for entry in entries if entry.stage == "search" and within(entry, sweep, sweep_id)]
+        table = self._table(own[0]) if own and len({entry.version for entry in entries}) > 1 else ""
         if not isinstance(table, str):
-            _write_whole(_with_columns(table, {"recorded_at": datetime.now(UTC)}), own[0].path)
+            self.write(_with_columns(table, {"recorded_at": datetime.now(UTC)}))
 
     def remove(self, trial_id: str, *, sweep: str | None = None, status: Status | None = None) -> int:
-        """Forget a trial, or only its records in `sweep` or with `status`; returns the number of files removed."""
-        return self._discard(
-            entry
-            for entry in self._of_trial(trial_id)
-            if _within(entry, sweep, None) and status in (None, entry.status)
-        )
+        """Forget a trial, or only its records in `sweep` or with `status`; returns the number of records removed."""
+        entries = [
+            entry for entry in self._of_trial(trial_id) if within(entry, sweep, None) and status in (None, entry.status)
+        ]
+        for entry in entries:  # said in a file: a compaction that has read the record already may still write it
+            self._record(entry, REMOVED, SCHEMA.empty_table())
+        return len(entries)
 
-    def read(self, sweep: str | None = None, columns: Sequence[str] | None = None) -> Reading:
+    def read(self, sweep: str | None = None, columns: Sequence[str] | None = None, *, depth: Depth = "all") -> Reading:
         """Read the rows of all sweeps or one into a typed frame; a file that cannot be read is a problem line.
 
         `columns` keeps only those (`param.*` columns come where `swept_numbers` and `swept_texts` are among
-        them, as they are by default). Swept numbers become float64, swept booleans `boolean`, texts strings.
-        A missing folder gives an empty frame of the same types.
+        them, as they are by default); `depth` only each trial's first row, or that and its test scores, which is what
+        leaderboards need. Swept numbers become float64, swept booleans `boolean`, texts strings. Ordered by
+        sweep, version, trial, stage and configuration. A missing folder gives an empty frame of the same types.
         """
         unknown = set(columns or ()) - set(SCHEMA.names)
         if unknown:
             raise UnknownName("ledger column", min(unknown), SCHEMA.names)
         from bench.results.frames import to_frame  # imports pandas, which listing and writing do without
 
-        listing = self.listing()
-        chosen = [entry for entry in _deduplicated(listing.entries) if _within(entry, sweep, None)]
-        with ThreadPoolExecutor(_READERS) as pool:
-            read: Callable[[Path], Any] = partial(_read_file, columns=columns)
-            results = list(pool.map(read, [entry.path for entry in chosen]))
-        tables = [result for result in results if not isinstance(result, str)]
-        problems = [f"{path}: not a ledger file: its name does not say which trial" for path in listing.strangers]
-        problems += [result for result in results if isinstance(result, str)]
-        empty = SCHEMA.empty_table() if columns is None else SCHEMA.empty_table().select(list(columns))
-        return Reading(to_frame(pa.concat_tables([empty, *tables])), problems)
+        table, listing, problems = self._rows(sweep, columns, depth=depth)
+        strangers = [f"{path}: not a ledger file: its name does not say which trial" for path in listing.strangers]
+        return Reading(to_frame(table), [*strangers, *listing.problems, *problems])
+
+    def _rows(
+        self, sweep: str | None, columns: Sequence[str] | None, *, depth: Depth
+    ) -> tuple[Any, Listing, list[str]]:
+        """The rows that a listing names, in order: where files go meanwhile, list again and read what has come."""
+        seen: dict[str, int] = {}  # the number of each record that was read
+        parts: list[Part] = []
+        first = 0
+        for _ in range(_ROUNDS):
+            listing = self.listing()
+            chosen = sorted((entry for entry in listing.entries if within(entry, sweep, None)), key=_order)
+            new = [entry for entry in chosen if entry.name not in seen]
+            read = _read(new, first, columns, depth=depth)
+            parts += read
+            gone = {number for part in read for number in part.gone}
+            seen |= {entry.name: first + index for index, entry in enumerate(new) if first + index not in gone}
+            first += len(new)
+            if not gone:
+                break
+        wanted = [seen[entry.name] for entry in chosen if entry.name in seen]
+        problems = [line for part in parts for line in part.problems]
+        problems += [f"{entry.path}: removed while it was read" for entry in chosen if entry.name not in seen]
+        return _in_order(parts, wanted, columns), listing, problems
 
     def _entry(self, table: Any) -> Entry:
+        """The record that a table is, without a generation yet."""
         if not table.schema.equals(SCHEMA):
             raise ValueError("the table is not of the ledger's schema; build it with rows_table")
         keys = ("trial_id", "sweep", "sweep_id", "stage", "configuration", "status")
@@ -215,86 +164,71 @@ class Ledger:
         if any(len(value) != 1 for value in values.values()):
             raise ValueError("a ledger file holds exactly one trial in one sweep and stage")
         trial_id, sweep, sweep_id, stage, configuration, status = (values[key][0] for key in keys)
-        parts = (trial_id, _slug(sweep), _version(sweep_id), stage, _slug(configuration), status)
-        return Entry(self.folder / f"{'.'.join(parts)}.parquet", *parts)
+        return Entry(self.folder, trial_id, slug(sweep), version(sweep_id), stage, slug(configuration), status)
+
+    def _record(self, place: Entry, status: str, table: Any) -> Path:
+        """Write the next record of a place; then clear away the files of those before it."""
+        there = [entry for entry in self.listing(f"{place.trial_id}.").records if entry.place == place.place]
+        new = place.born(self.folder, status, 1 + max((entry.generation for entry in there), default=-1))
+        files.write_file(table, new.path)
+        # Only now: a kill between the two leaves both, and listings believe the one of the higher generation.
+        self._discard(entry for entry in there if entry.span is None)
+        return new.path
 
     def _of_trial(self, trial_id: str) -> list[Entry]:
         return list(self.listing(f"{trial_id}.").entries)
 
-    def _discard(self, entries: Iterable[Entry]) -> int:
-        paths = [entry.path for entry in entries]
-        for path in paths:
-            path.unlink(missing_ok=True)
-        return len(paths)
+    def _table(self, entry: Entry) -> Any:
+        """A record's table, or one line that says why it cannot be read; it may be compacted meanwhile."""
+        for _ in range(_ROUNDS):
+            try:
+                return files.read_record(entry)
+            except FileNotFoundError:
+                again = [other for other in self._of_trial(entry.trial_id) if other.place == entry.place]
+                if not again:
+                    break
+                entry = again[0]
+        return f"{entry.path}: removed while it was read"
+
+    def _discard(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            entry.path.unlink(missing_ok=True)
 
 
-def _slug(sweep: str) -> str:
-    """A sweep's name as a part of a file name: unlike names give unlike slugs, also where case does not count."""
-    plain = re.sub(r"[^a-z0-9_-]+", "-", sweep.lower())[:60] or "-"
-    # "~" is in no plain slug, so a changed name never meets an unchanged one.
-    return plain if plain == sweep else f"{plain}~{hashlib.sha256(sweep.encode()).hexdigest()[:10]}"
+_order = attrgetter("order")
 
 
-def _version(sweep_id: str) -> str:
-    """The short form of a sweep's id."""
-    return _slug(sweep_id) if len(sweep_id) <= 12 else _slug(sweep_id[:12])
+def _read(entries: Sequence[Entry], first: int, columns: Sequence[str] | None, *, depth: Depth) -> list[Part]:
+    """Read records, numbered from `first`: small files by threads, compacted files one by one (each in threads)."""
+    single = [number for number, entry in enumerate(entries) if entry.span is None]
+    together: dict[Path, list[int]] = {}
+    for number, entry in enumerate(entries):
+        if entry.span is not None:
+            together.setdefault(entry.path, []).append(number)
+
+    def batch(some: Sequence[int]) -> Part:
+        return files.read_files([entries[n] for n in some], [first + n for n in some], columns, depth=depth)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        parts = list(pool.map(batch, (single[at : at + _BATCH] for at in range(0, len(single), _BATCH))))
+    for path, some in together.items():
+        numbers = [first + n for n in some]
+        parts.append(files.read_members(path, [entries[n] for n in some], numbers, columns, depth=depth))
+    return parts
 
 
-def _within(entry: Entry, sweep: str | None, sweep_id: str | None) -> bool:
-    same_sweep = sweep is None or entry.sweep == _slug(sweep)
-    return same_sweep and (sweep_id is None or entry.version == _version(sweep_id))
-
-
-def _replaced(other: Entry, entry: Entry) -> bool:
-    """Whether the new `entry` takes the place of `other`."""
-    return other.place == entry.place and other.path != entry.path
-
-
-def _deduplicated(entries: Iterable[Entry]) -> list[Entry]:
-    """One entry per trial and place, the most final; ordered by file name."""
-    kept: dict[tuple[str, ...], Entry] = {}
-    for entry in entries:
-        kept.setdefault(entry.place, entry)
-    return sorted(kept.values(), key=lambda entry: entry.path.name)
-
-
-def _parquet_names(folder: Path) -> Iterator[str]:
-    """The names of the visible Parquet files; none where there is no folder."""
-    try:
-        with os.scandir(folder) as listing:
-            for item in listing:
-                if item.name.endswith(".parquet") and not item.name.startswith("."):
-                    yield item.name
-    except FileNotFoundError:
-        return
-
-
-def _write_whole(table: Any, path: Path) -> None:
-    partial_path = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        with partial_path.open("xb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
-
-
-def _read_file(path: Path, columns: Sequence[str] | None) -> Any:
-    """The file's table, or one line that says why it cannot be used."""
-    try:
-        with pq.ParquetFile(path) as file:
-            found = file.schema_arrow
-            if not found.equals(SCHEMA):
-                version = (found.metadata or {}).get(b"version", b"unknown").decode(errors="replace")
-                return f"{path}: not a ledger file of schema {SCHEMA_VERSION} (its version: {version})"
-            table = file.read(columns=columns, use_threads=False)
-            return table if columns is None else table.select(list(columns))
-    except FileNotFoundError:
-        return f"{path}: removed while the ledger was read"
-    except (pa.ArrowException, OSError) as error:
-        return f"{path}: cannot be read: {' '.join(str(error).split())}"
+def _in_order(parts: Sequence[Part], wanted: Sequence[int], columns: Sequence[str] | None) -> Any:
+    """The rows of the wanted records, in their order."""
+    table = pa.concat_tables([files.empty(columns), *(part.table for part in parts)])
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows for part in parts)])
+    rank = np.full(max([*wanted, rows.max(initial=-1)]) + 1 if wanted or rows.size else 0, -1, dtype=np.int64)
+    rank[np.asarray(wanted, dtype=np.int64)] = np.arange(len(wanted))
+    place = rank[rows]
+    if (place < 0).any():
+        table, place = table.filter(pa.array(place >= 0)), place[place >= 0]
+    if (np.diff(place) >= 0).all():
+        return table
+    return table.unify_dictionaries().take(pa.array(np.argsort(place, kind="stable")))
 
 
 def _moved(table: Any, membership: Membership, objective: float | None) -> Any:

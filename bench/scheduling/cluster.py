@@ -66,7 +66,7 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
                 logging_level=logging.ERROR,
             )
         else:
-            _must_answer(str(address))
+            must_answer(str(address))
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare ones too
         where = "a local Ray could not be started" if local else f"no Ray answers at {address!r}"
@@ -78,11 +78,20 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         ray.shutdown()
 
 
-def _must_answer(address: str) -> None:
+def must_answer(address: str) -> None:
     """Raise a ConnectionError where nothing listens: Ray itself would try again for many minutes."""
     place = urlsplit(address if "://" in address else f"ray://{address}")
     if place.hostname and place.port:
         socket.create_connection((place.hostname, place.port), timeout=CONNECT_SECONDS).close()
+
+
+def prepare_client() -> None:
+    """Prepare this process for talking to a cluster: a token that is set or kept is used, as by Ray's own commands."""
+    _prepare_environment()
+    _silence()
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _prepare_environment() -> None:
