@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PARAM = "param."
-_REPETITIVE = ("config", "versions")  # long texts that repeat on every row of a trial: kept once in memory
 
 LEADERBOARD: Any = pa.schema(
     [
@@ -69,9 +68,6 @@ def to_frame(table: Any) -> pd.DataFrame:
     kinds[pa.bool_()] = pd.BooleanDtype()
     maps = [name for name in ("swept_numbers", "swept_texts") if name in table.column_names]
     swept = _swept_columns(table.select(maps))
-    for name in set(_REPETITIVE) & set(table.column_names):
-        index = table.column_names.index(name)
-        table = table.set_column(index, name, pc.dictionary_encode(table[name]))
     frame: pd.DataFrame = table.drop_columns(maps).to_pandas(types_mapper=kinds.get)
     extra = {
         PARAM + name: pa.table({"": column}).to_pandas(types_mapper=kinds.get)[""] for name, column in swept.items()

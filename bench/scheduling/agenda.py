@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 import pyarrow as pa
-import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.errors import BadInput
@@ -214,9 +213,8 @@ class Agenda:
         emit("reused", job.trial.id, {"job": job, "status": status})
 
     def _recorded(self, job: Job, column: str) -> Any:
-        """A value that the ledger holds of the trial in this place."""
-        path = next(entry.path for entry in self.ledger.listing().entries if entry.trial_id == job.trial.id)
-        return pq.read_table(path, columns=[column])[column][0].as_py()
+        """A value that the ledger holds of the trial."""
+        return self.ledger.recorded(job.trial.id, column)
 
     # How it ended --------------------------------------------------------------------------------------
 
