@@ -65,7 +65,7 @@ def open_store(address: str) -> tuple[Any, str]:
     scheme, host, path, options = _parts(address)
     import pyarrow
 
-    shown = f"{scheme}://{host}/{path}"
+    shown = f"{scheme}://{host}/{path}".rstrip("/")
     try:
         if scheme == "s3":
             return _s3(host, **options), f"{host}/{path}".rstrip("/")

@@ -3,12 +3,17 @@
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -17,11 +22,15 @@ import torch
 from PIL import Image
 
 from bench.data import pack as packing
+from bench.data import reading
 from bench.data.build import choose_canvas
 from bench.data.dataset import check_usable, resolve
+from bench.data.decode import load
 from bench.data.pack import Pack, Skipped, cache_folder, open_pack, pack_size
+from bench.data.rows import stretch
 from bench.data.source import Source
 from bench.errors import BadData, BadInput
+from bench.records import digest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -187,6 +196,65 @@ def test_what_lies_on_the_disk(folder: Path, cache: Path) -> None:
     assert (notes["classes"], notes["metric"], notes["name"]) == (["a", "b"], "top1", "data")
 
 
+def test_the_val_split_is_stored(folder: Path, cache: Path) -> None:
+    dataset = resolve(str(folder))
+    val = {file for file, split in zip(dataset.index.files, dataset.index.splits, strict=True) if split == "val"}
+    pack_of(folder)
+    (place,) = (path for path in (cache / "packs").iterdir() if path.is_dir())
+    table = pyarrow.parquet.read_table(place / "table.parquet", filters=[("split", "=", "val")])
+    assert set(table["file"].to_pylist()) == val
+    assert len(val) == 4
+
+
+def test_what_makes_another_pack(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = counted(monkeypatch)
+    pack_of(folder)
+    for module, name in ((reading.folder, "VERSION"), (packing, "PACK_VERSION")):
+        monkeypatch.setattr(module, name, getattr(module, name) + 1)
+        pack_of(folder)
+        pack_of(folder)
+    assert len(builds) == 3
+    assert len([path for path in (cache / "packs").iterdir() if path.is_dir()]) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas"),
+    [
+        ((500, 375), (128, 96)),
+        ((500, 375), (448, 336)),
+        ((20, 30), (64, 96)),
+        ((1, 1), (24, 16)),
+        ((5000, 3), (24, 16)),
+    ],
+)
+def test_resampling_is_pillows_bicubic(size: tuple[int, int], canvas: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    ours = stretch(Image.fromarray(values), canvas)
+    theirs = np.asarray(Image.fromarray(values).resize(canvas, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(ours.astype(int) - theirs).max() <= 2
+    for value in (0, 1, 127, 255):
+        assert set(stretch(Image.new("RGB", size, (value,) * 3), canvas).flat) == {value}
+
+
+def test_a_picture_of_several_memory_blocks_is_packed() -> None:
+    picture = Image.new("RGB", (3000, 2000), (10, 20, 30))
+    with pytest.raises(ValueError, match="contiguous|blocks"):
+        pyarrow.array(picture)
+    assert [set(plane.flat) for plane in stretch(picture, (24, 16))] == [{10}, {20}, {30}]
+    assert stretch(picture, picture.size).shape == (3, 2000, 3000)
+
+
+def test_a_jpeg_decoded_at_half_its_scale_is_the_same_picture(tmp_path: Path) -> None:
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    coarse.resize((512, 384), Image.Resampling.BICUBIC).save(tmp_path / "x.jpg", quality=90)
+    data = (tmp_path / "x.jpg").read_bytes()
+    (half, size), (full, _) = load(data, (128, 96)), load(data)
+    assert (half.size, size, full.size) == ((256, 192), (512, 384), (512, 384))
+    away = np.abs(stretch(half, (128, 96)).astype(int) - stretch(full, (128, 96)))
+    assert (away.mean() < 1, away.max() < 12) == (True, True)
+    assert load(data, (192, 144))[0].size == (512, 384)  # half is only 1.33 times what is wanted
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count builds."""
     builds: list[int] = []
@@ -234,6 +302,7 @@ OPENER = """
 import sys
 from pathlib import Path
 from bench.data.pack import open_pack
+from bench.data.rows import stretch
 from bench.data.source import Source
 source = Source.model_validate_json(sys.argv[1])
 print("ready", flush=True)
@@ -241,22 +310,6 @@ sys.stdin.readline()
 pack = open_pack(source, 16, Path(sys.argv[2]), lambda done, total: done == 1 and print("built"))
 print(int(pack.images.sum()))
 """
-
-
-def test_processes_build_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds = counted(monkeypatch)
-    source = resolve(str(folder)).source
-    command = [sys.executable, "-c", OPENER, source.model_dump_json(), str(cache)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        assert other.stdout.readline() == "ready\n"
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        here = int(open_pack(source, 16, cache).images.sum())
-        said = other.communicate(timeout=60)[0].split()
-    assert said.count("built") + len(builds) == 1
-    assert said[-1] == str(here)
 
 
 KILLED = OPENER.replace('print("built")', "__import__('os')._exit(9)")
@@ -270,6 +323,62 @@ def test_a_killed_build_leaves_nothing_that_is_read(folder: Path, cache: Path) -
     assert [path.suffix for path in (cache / "packs").iterdir() if path.is_dir()] == [".tmp"]
     assert len(open_pack(source, 16, cache)) == 20
     assert [path.suffix for path in (cache / "packs").iterdir() if path.is_dir()] == [""]
+
+
+SLOW = OPENER.replace("done == 1 and print(", "done == 3 and __import__('time').sleep(60) or print(")
+
+
+def test_a_build_killed_from_outside_is_done_by_the_one_that_waits(folder: Path, cache: Path) -> None:
+    source = resolve(str(folder)).source
+    arguments = [source.model_dump_json(), str(cache)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SLOW, *arguments], **pipes) as builder:
+        builder.stdin.write("go\n")
+        builder.stdin.flush()
+        assert [builder.stdout.readline() for _ in range(3)] == ["ready\n", "built\n", "built\n"]
+        with subprocess.Popen([sys.executable, "-c", OPENER, *arguments], **pipes) as waiting:
+            assert waiting.stdout.readline() == "ready\n"
+            waiting.stdin.write("go\n")
+            waiting.stdin.flush()
+            builder.send_signal(signal.SIGKILL)
+            said = waiting.communicate(timeout=60)[0].split()
+    assert said == ["built", str(int(open_pack(source, 16, cache).images.sum()))]
+    assert [path.suffix for path in (cache / "packs").iterdir() if path.is_dir()] == [""]
+
+
+def test_several_processes_build_once(folder: Path, cache: Path) -> None:
+    source = resolve(str(folder)).source
+    command = [sys.executable, "-c", OPENER, source.model_dump_json(), str(cache)]
+    others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = []
+    for other in others:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+    for other in others:
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+    for other in others:
+        said += other.communicate(timeout=60)[0].split()
+    assert said.count("built") == 1
+    assert len(set(said)) == 2  # that, and one sum of pixels
+
+
+def test_a_lock_left_behind_does_not_block(folder: Path, cache: Path) -> None:
+    place = cache / "packs" / digest([(source := resolve(str(folder)).source).fingerprint, 16, packing.PACK_VERSION])
+    place.parent.mkdir(parents=True)
+    place.with_name(f"{place.name}.lock").write_text("4711")
+    assert len(open_pack(source, 16, cache)) == 20
+    assert place.is_dir()
+
+
+def test_a_pack_that_is_removed_while_it_is_open_keeps_working(folder: Path, cache: Path) -> None:
+    pack = pack_of(folder)
+    (place,) = (path for path in (cache / "packs").iterdir() if path.is_dir())
+    place.rename(place.with_suffix(".gone"))
+    shutil.rmtree(place.with_suffix(".gone"))
+    assert pack.images[:, 0, 0, 0].tolist() == [*range(0, 100, 10), *range(100, 200, 10)]
+    assert torch.equal(pack_of(folder).images, pack.images)
 
 
 @pytest.mark.parametrize("damage", ["cut images", "no table", "cut table", "no notes", "cut notes", "empty folder"])
@@ -297,6 +406,33 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(folder: Path, cache: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(path.is_dir() for path in (cache / "packs").iterdir())
     assert len(open_pack(source, 16, cache)) == 20
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000))  # the images take 23,040 bytes
+    seen: list[int] = []
+    with pytest.raises(BadInput, match=r"'data': it needs 0.00 GB and 0.00 GB are free; set BENCH_CACHE"):
+        open_pack(resolve(str(folder)).source, 16, cache, lambda done, _: seen.append(done))
+    assert seen == []
+    assert not any(path.is_dir() for path in (cache / "packs").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to become")
+def test_a_cache_that_may_only_be_read(folder: Path) -> None:
+    source = resolve(str(folder)).source
+    with tempfile.TemporaryDirectory() as name:
+        cache = Path(name)
+        cache.chmod(0o755)
+        whole = open_pack(source, 16, cache)
+        os.seteuid(65534)
+        try:
+            assert torch.equal(open_pack(source, 16, cache).images, whole.images)
+            with pytest.raises(BadInput, match=r"cannot hold the pack of 'data': Permission denied; set BENCH_CACHE"):
+                open_pack(source, 24, cache)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_cache_that_cannot_be_written_is_a_clear_error(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from bench.data.digests import cache_folder
 from bench.data.releases import find_layout
 from bench.data.tree import Tree, open_tree
 from bench.errors import BadInput
-from bench.storage import join, normal
+from bench.storage import is_remote, join, normal
 
 ENVIRONMENT = "BENCH_DATA"
 
@@ -39,6 +39,8 @@ def require_release(name: str, card: DatasetCard, root: str) -> Tree:
     tree = find_release(name, card, root)
     if tree is not None:
         return tree
+    if is_remote(root):
+        open_tree(root).exists()  # a bucket that is not there, or gives no access, is told as such
     looked = ", ".join(dict.fromkeys(places(name, card, root)))
     raise BadInput(
         f"dataset {name!r} is not here (looked in {looked}); `bench data fetch {name}` says how to get it, and "
