@@ -238,7 +238,7 @@ def test_resampling_is_pillows_bicubic(size: tuple[int, int], canvas: tuple[int,
 
 def test_a_picture_of_several_memory_blocks_is_packed() -> None:
     picture = Image.new("RGB", (3000, 2000), (10, 20, 30))
-    with pytest.raises(ValueError, match="contiguous|blocks"):
+    with pytest.raises(ValueError, match=r"contiguous|blocks"):
         pyarrow.array(picture)
     assert [set(plane.flat) for plane in stretch(picture, (24, 16))] == [{10}, {20}, {30}]
     assert stretch(picture, picture.size).shape == (3, 2000, 3000)
