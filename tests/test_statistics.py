@@ -55,6 +55,13 @@ def test_mean_of_one_seed_has_no_interval():
     assert result.label == "one seed"
 
 
+def test_the_mean_does_not_depend_on_the_order():
+    values = [0.1, 0.7, 0.3, 0.2, 0.6]
+    assert mean_over_seeds(values) == mean_over_seeds(values[::-1])
+    ranks = average_ranks({"a": {"x": 0.1 + 0.2}, "b": {"x": 0.3}})
+    assert ranks == {"a": 1.5, "b": 1.5}
+
+
 def test_mean_leaves_out_nan_and_counts_the_rest():
     assert mean_over_seeds([0.5, math.nan, 0.7]).mean == pytest.approx(0.6)
     assert mean_over_seeds([0.5, math.nan, 0.7]).seeds == 2

@@ -47,7 +47,7 @@ def latex(found: Findings) -> str:
 
 
 def _environment(table: TextTable, caption: str, below: Sequence[str]) -> list[str]:
-    rows = [_line(list(map(_cell, row))) for row in table.rows]
+    rows = list(map(_row, table.rows))
     first = min(table.controls, default=0)
     if first:  # controls stand below the others, apart
         rows.insert(first, r"\addlinespace")
@@ -67,7 +67,13 @@ def _environment(table: TextTable, caption: str, below: Sequence[str]) -> list[s
     ]
 
 
-def _cell(entry: Entry) -> str:
+def _row(entries: Sequence[Entry]) -> str:
+    """A row; the first cell is a name, the others hold numbers, whose minus is set as one."""
+    name, *numbers = entries
+    return _line([escape(name.text), *map(_number, numbers)])
+
+
+def _number(entry: Entry) -> str:
     value, space, rest = entry.text.partition(" ") if entry.best else ("", "", entry.text)
     bold = rf"\textbf{{{escape(value)}}}" if entry.best else ""
     return bold + space + re.sub(r"(?<![\w-])-(?=\d)", "$-$", escape(rest))

@@ -109,7 +109,7 @@ def heads_of(selection: Selection) -> Heads:
     heads: Heads = {}
     for name, group in selection.shown.groupby("configuration", sort=True):
         finished = trials_of(group[group["status"] == "finished"])
-        costs = {column: finished[column].astype(float).mean() for column in _COSTS}
+        costs = {column: mean_over_seeds(finished[column].astype(float)).mean for column in _COSTS}
         beside = {"published": published_value(selection.sweep, str(name))}
         heads[str(name)] = {column: group[column].iloc[0] for column in _IDENTITY} | costs | beside
     return heads
@@ -257,7 +257,7 @@ def _beside(shown: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple[str, str], fl
     wanted = shown["metric"].isin(["top1", "mean_per_class", "macro_f1"]) & shown["dataset"].isin(scored)
     wanted &= (shown["split"] == "test") & (shown["protocol"] == protocol) & (shown["variant"] == variant)
     keys = ["configuration", "dataset", "metric"]
-    means = shown[wanted].groupby(keys)["value"].mean().unstack("metric")
+    means = shown[wanted].sort_values("value").groupby(keys)["value"].mean().unstack("metric")
     if not {"top1", "mean_per_class", "macro_f1"} <= set(means.columns):
         return {}
     gap = (means["top1"] - means["mean_per_class"]).abs().groupby(level="dataset").max()

@@ -19,6 +19,7 @@ from bench.results.statistics import Table
 ALPHA = 0.05
 POWERLESS, FEW = 5, 10  # datasets: below the first no power, up to the second the approximation is poor (Demsar)
 LETTERED = 40  # beyond so many configurations letters would not help, and finding them could take long
+EXACT = 12  # decimals: scores that differ by less are equal but for rounding
 Flags = NDArray[np.bool_]
 
 
@@ -78,7 +79,7 @@ def average_ranks(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     complete = [name for name, row in table.items() if row and not any(math.isnan(value) for value in row)]
     ranks = dict.fromkeys(scores, math.nan)
     if complete:
-        each = stats.rankdata(-np.array([table[name] for name in complete]), axis=0)
+        each = stats.rankdata(-np.round([table[name] for name in complete], EXACT), axis=0)
         ranks.update(zip(complete, each.mean(axis=1).tolist(), strict=True))
     return ranks
 

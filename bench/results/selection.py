@@ -164,7 +164,12 @@ def failed_trials(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(candidate: str, trials: pd.DataFrame) -> Best:
-    groups = trials.groupby("configuration_id").agg(objective=("objective", "mean"), draw=("draw", "min"))
+    # Sorted, so that a mean does not depend on the order of the ledger's rows.
+    groups = (
+        trials.sort_values("objective")
+        .groupby("configuration_id")
+        .agg(objective=("objective", "mean"), draw=("draw", "min"))
+    )
     groups = groups.reset_index().sort_values(["objective", "draw", "configuration_id"], ascending=[False, True, True])
     top = groups.iloc[0]
     trial = trials[trials["configuration_id"] == top["configuration_id"]].sort_values(["seed", "trial_id"]).iloc[0]

@@ -68,7 +68,8 @@ class Difference:
 
 def mean_over_seeds(values: Iterable[float], confidence: float = CONFIDENCE) -> Mean:
     """Mean and t interval of `values`; NaN values are left out. Equal values give an interval of width 0."""
-    kept = np.array([value for value in values if not math.isnan(value)], dtype=float)
+    # Sorted, so that equal scores give equal means to the last bit, whatever order the ledger has them in.
+    kept = np.sort(np.array([value for value in values if not math.isnan(value)], dtype=float))
     if kept.size == 0:
         return Mean(math.nan, math.nan, math.nan, 0)
     low, high = _t_interval(kept, confidence)

@@ -166,6 +166,8 @@ def notes(found: Findings, best: str = "*") -> list[str]:
     """What is said below the leaderboards: the marks (`best` marks the highest), published figures, few seeds."""
     board = found.board
     lines = [f"{best} highest mean, {legend(board)}.", published_line(found.sweep, board)]
+    if found.filters.methods and found.gaps.empty and found.selection.leader:
+        lines.append(f"Validation prefers {visible(found.selection.leader)}, which the filter hides: no comparison.")
     return [line for line in (*lines, *seed_lines(board, found.gaps), *rank_lines(found.standings)) if line]
 
 
