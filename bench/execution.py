@@ -6,8 +6,9 @@ import platform
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from bench.distributed import rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
+from bench.errors import TrialFailed
 from bench.evaluate import evaluate, open_job_pack, quick_objective
 from bench.job import Job
 from bench.method import Method
+from bench.patience import patiently
 from bench.registry import build
 from bench.results.ledger import Ledger
 from bench.results.schema import Membership, TrialFacts, rows_table
@@ -33,7 +36,8 @@ Report = Callable[[dict[str, Any]], None]
 def run_job(job: Job, report: Report, device: torch.device) -> None:
     """Run one trial and report its epochs; the last report says `finished` and its validation `objective`.
 
-    `report` is called by every rank; the ledger is written by rank 0.
+    `report` is called by every rank; the ledger is written by rank 0. A report's `notes`, lines, say what did not go
+    as planned; they are kept in the job's folder too.
     """
     torch.set_num_threads(job.threads)
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -43,9 +47,9 @@ def run_job(job: Job, report: Report, device: torch.device) -> None:
     if rank() == 0:
         measurements, objective = evaluate(job, trainer.encoder)
         facts = _facts(job, trainer.encoder, history, objective, device, started, time.perf_counter() - clock)
-        Ledger(Path(job.out)).write(rows_table(facts, measurements))
+        patiently(Ledger(Path(job.out)).write, rows_table(facts, measurements))
         outcome = {"objective": objective}
-    report({"finished": True, "epoch": job.trial.training.epochs, **outcome})
+    report({"finished": True, "epoch": job.trial.training.epochs, **outcome, **trainer.notes()})
 
 
 class _Trainer:
@@ -53,6 +57,7 @@ class _Trainer:
 
     def __init__(self, job: Job, device: torch.device, report: Report) -> None:
         self.job, self.device, self.report = job, device, report
+        self._notes: list[str] = []
         trial = job.trial
         encoder = build_encoder(trial.training.backbone, mix(trial.seed, 0) % 2**31)
         with torch.random.fork_rng(devices=[]):
@@ -69,10 +74,9 @@ class _Trainer:
     def train(self) -> History:
         """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
         saved = self.job.encoder
-        if saved.exists():
-            tensors, facts = checkpoint.load(saved, str(self.device))
-            checkpoint.restore_module(self.encoder, tensors)
-            return History([Epoch(**epoch) for epoch in facts["epochs"]], facts["peak_memory_bytes"])
+        history = self._load(saved)
+        if history is not None:
+            return history
         if not type(self.method).trains:
             return History()
         if self.device.type == "cuda":
@@ -82,12 +86,35 @@ class _Trainer:
             open_job_pack(self.job, self.job.trial.data, self.device),
             self.job.trial.training,
             self.job.trial.seed,
-            state=self.job.folder / "state.safetensors",
+            state=self.job.state,
             on_epoch=self._on_epoch,
+            on_note=self._note,
         )
         if rank() == 0:
             self._save(saved, history)
         return history
+
+    def _load(self, saved: Path) -> History | None:
+        """The history of the encoder that is kept, put in place; None where there is none, or a damaged one."""
+        if not saved.exists():
+            return None
+        try:
+            tensors, facts = checkpoint.load(saved, str(self.device))
+        except TrialFailed as error:
+            self._note(f"{error}; it is trained anew")
+            return None
+        checkpoint.restore_module(self.encoder, tensors)
+        return History([Epoch(**epoch) for epoch in facts["epochs"]], facts["peak_memory_bytes"], facts.get("parts", 1))
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        with suppress(OSError), (self.job.folder / "notes.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {socket.gethostname()}: {text}\n")
+
+    def notes(self) -> dict[str, Any]:
+        """What is to be said with the next report, once."""
+        said, self._notes = self._notes, []
+        return {"notes": said} if said else {}
 
     def _on_epoch(self, epoch: Epoch) -> None:
         facts: dict[str, Any] = {
@@ -97,18 +124,20 @@ class _Trainer:
         }
         if epoch.number in self.job.rungs and rank() == 0:
             facts["rung_objective"] = quick_objective(self.job, self.encoder)
-        self.report(facts)
+        self.report(facts | self.notes())
 
     def _save(self, path: Path, history: History) -> None:
+        """Keep the encoder and what goes with it; it comes last: where it is, everything is."""
         facts = {
             "epochs": [asdict(epoch) for epoch in history.epochs],
             "peak_memory_bytes": history.peak_memory_bytes,
+            "parts": history.parts,
             "trial": self.job.trial.model_dump(mode="json"),
         }
-        checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
-        path.with_name("trial.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        patiently(path.with_name("trial.json").write_text, json.dumps(facts, indent=1), encoding="utf-8")
         self._save_pictures(path.parent)
-        path.with_name("state.safetensors").unlink(missing_ok=True)
+        checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
+        checkpoint.remove(self.job.state)
 
     @torch.no_grad()
     def _save_pictures(self, folder: Path) -> None:
@@ -134,12 +163,13 @@ def _facts(
     started: datetime,
     wall: float,
 ) -> TrialFacts:
+    figures = history.epochs[-1].figures if history.epochs else {}
     return trial_facts(
         job,
         status="finished",
         objective=objective,
         epochs=len(history.epochs),
-        pretext=history.epochs[-1].figures if history.epochs else {},
+        pretext=figures | ({"batch parts": history.parts} if history.parts > 1 else {}),
         wall_seconds=wall,
         device_seconds=history.seconds * job.workers,
         images_per_second=history.images_per_second or None,
@@ -147,6 +177,7 @@ def _facts(
         encoder_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         device=device_name(device),
         started_at=started,
+        finished_at=started + timedelta(seconds=wall),  # by the monotonic clock: the other one may be set meanwhile
     )
 
 

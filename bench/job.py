@@ -49,6 +49,11 @@ class Job(Record):
         """Where the pretrained encoder is kept."""
         return self.folder / "encoder.safetensors"
 
+    @property
+    def state(self) -> Path:
+        """The checkpoint of its training, until the encoder is kept; the one before it lies beside it."""
+        return self.folder / "state.safetensors"
+
 
 def label(job: Job) -> str:
     """What people call a job: "simclr, draw 3", or "simclr, seed 1"."""

@@ -55,6 +55,15 @@ class Method(nn.Module, ABC):
         `bench.distributed.gather`.
         """
 
+    def separable(self) -> bool:
+        """Whether every loss is the mean of what each sample gives by itself, in this configuration.
+
+        Then a batch that does not fit into memory is taken in parts, with the same result. Not so where samples are
+        compared with each other, counted, kept in a queue or drawn for from torch's generator; batch normalisation
+        is looked for by the engine.
+        """
+        return False
+
     def steps(self, views: Views) -> Iterable[Views]:
         """The views of each optimiser step that one batch gives, in order; by default one step with all of them."""
         return (views,)

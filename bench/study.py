@@ -1,15 +1,19 @@
 """The Optuna studies of a sweep, one for each candidate: what was drawn, kept beside the results."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bench.draw import mix
+from bench.errors import BenchError
+from bench.patience import patiently
 from bench.plan import Plan
 from bench.records import canonical_json
 from bench.space import Value, sampler
@@ -29,8 +33,52 @@ def open_studies(plan: Plan, *, fresh: bool = False) -> dict[str, optuna.Study]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if fresh:
         path.unlink(missing_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(Journal(path))
     return {name: _study(name, storage) for name in plan.sweep.candidates}
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, which an append that was cut short (a full disk, a lost server) does not spoil.
+
+    Optuna would write the next line behind the half one, and no one could read either.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._own_lock = path, JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), self._own_lock)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append whole lines or nothing. Storage that is away for a while is waited for; raises BenchError."""
+        try:
+            patiently(self._append, logs)
+        except OSError as error:
+            reason = error.strerror or error
+            raise BenchError(f"{self.path}: cannot be written: {reason}; the same command goes on from here") from error
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
+        self._cut_half_line()
+        try:
+            super().append_logs(logs)
+        except OSError:
+            self._cut_half_line()
+            raise
+
+    def _cut_half_line(self) -> None:
+        if not self._has_half_line():
+            return
+        self._own_lock.acquire()
+        try:
+            if self._has_half_line():  # else someone was writing just then
+                text = self.path.read_bytes()
+                os.truncate(self.path, text.rfind(b"\n") + 1)
+        finally:
+            self._own_lock.release()
+
+    def _has_half_line(self) -> bool:
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() not in (b"", b"\n")
 
 
 def ask(study: optuna.Study, plan: Plan) -> Trial:

@@ -96,6 +96,10 @@ class Colorization(Method):
             losses = self._bins_losses(out, ab, mask) if self.codec else self._regression_losses(out, ab, mask)
         return losses | {"colourful": mask.mean()}
 
+    def separable(self) -> bool:
+        """In the regression; cells are weighted by how often they were seen."""
+        return self.codec is None
+
     def _bins_losses(self, logits: Tensor, ab: Tensor, mask: Tensor) -> dict[str, Tensor]:
         assert self.codec is not None
         index, share = self.codec(ab)

@@ -83,6 +83,10 @@ class MAE(Method):
         images, order = views
         return {"loss": masked_error(self.restore(images, order), self.targets(images), self._hidden(order))}
 
+    def separable(self) -> bool:
+        """All images have as many masked patches: the mean over these is one over images."""
+        return True
+
     def encode(self, images: Tensor, order: Tensor) -> Tensor:
         """Return the latent tokens `[B,V,dim]` of the V patches that come first in `order` `[B,N]`."""
         seen = visible(order.shape[1], self.config.mask)

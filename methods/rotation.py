@@ -61,6 +61,10 @@ class Rotation(Method):
         logits = self.head(self.encoder(turned)).float()
         return {"loss": F.cross_entropy(logits, turns), "accuracy": (logits.argmax(1) == turns).float().mean()}
 
+    def separable(self) -> bool:
+        """Every turn of an image is a sample by itself."""
+        return True
+
     def validation(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
         """Loss and accuracy on one fixed view of each validation image."""
         return self.losses(self.views(images, Draw(0, len(images), device=images.device), size), 0.0)

@@ -77,6 +77,10 @@ class Supervised(SupervisedMethod):
             each = each * self._weights()[labels]
         return {"loss": each.mean(), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
+    def separable(self) -> bool:
+        """Unless classes are weighted by how often they were seen."""
+        return self.config.weighting == "none"
+
     @torch.no_grad()
     def _count(self, labels: Tensor) -> None:
         """Add the labels `[B]` of all workers to the classes' counts."""

@@ -2,27 +2,37 @@
 
 First come the draws of Optuna, then, when all of them have ended, the confirmation of the best one. The ledger
 says what is finished; the study, kept beside it, says what was drawn. So the same command goes on where it was
-left, whatever stopped it, and a finished trial is never run again.
+left, whatever stopped it, and a finished trial is never run again. Several drivers may work on one sweep, or on several
+that share trials: a trial that another driver runs is waited for (see `claims`).
 """
 
+import contextlib
 import shutil
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pyarrow as pa
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.errors import BadInput
 from bench.execution import membership, trial_facts
 from bench.job import Job, label
+from bench.patience import patiently
 from bench.plan import Plan
 from bench.results.ledger import Ledger
 from bench.results.schema import rows_table
+from bench.scheduling import claims
 from bench.scheduling.events import emit
 from bench.study import ask, best, open_studies
+
+POLL = 1.0  # seconds between two looks at a trial that another driver runs
+DIED = "the worker process died, and so did those started in its place: killed, as for want of memory, or its node lost"
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Tally:
     reused: int = 0
     pruned: int = 0
     failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what did not go as planned and was mended
 
 
 class Agenda:
@@ -60,14 +71,11 @@ class Agenda:
         self._trained: set[str] = set()  # pretrain ids of those trials
         self._ahead: Job | None = None
         self._later: list[Job] = []
+        self._elsewhere: dict[Path, float] = {}  # folders that other drivers work in, and when to look again
+        self._seen: set[tuple[str, int]] = set()  # draws that were taken up, by candidate and number
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
-        self._leftover = deque(
-            plan.search_job(name, trial.number, trial.params)
-            for name in self._studies
-            for trial in self._draws(name)
-            if trial.state != TrialState.FAIL
-        )
+        self._leftover = deque(self._unseen())
 
     def is_done(self) -> bool:
         """Take in everything that is known already, and say whether nothing runs and nothing is left to run."""
@@ -75,7 +83,7 @@ class Agenda:
             return False
         if self._ahead is None:
             self._ahead = self._next()
-        return self._ahead is None
+        return self._ahead is None and not self._later
 
     def take(self, key: str) -> Job | None:
         """Hand out the next job, to be known as `key`; None while there is none (see `is_done`)."""
@@ -104,8 +112,30 @@ class Agenda:
         job = self._running.pop(key, None)
         if job is None:
             return
+        self._end(key, job, result, rungs, died=died, pruned=pruned)
+        if not any(other.folder == job.folder for other in self._running.values()):
+            claims.release(job.folder)
+
+    def note(self, key: str, text: str) -> None:
+        """Take in a line of what a running trial reports: what did not go as planned."""
+        job = self._running.get(key)
+        line = f"{label(job)}: {text}" if job is not None else ""
+        if line and line not in self.tally.notes:  # Tune tells the last result twice
+            self.tally.notes.append(line)
+            emit("note", key, {"job": job, "text": text})
+
+    def _end(
+        self,
+        key: str,
+        job: Job,
+        result: Mapping[str, Any],
+        rungs: Mapping[int, float],
+        *,
+        died: bool,
+        pruned: bool,
+    ) -> None:
         if result.get("failed") or died:
-            self._failed(key, job, str(result.get("failed") or "the worker process died"))
+            self._failed(key, job, str(result.get("failed") or DIED))
         elif result.get("finished"):
             self.tally.ran += 1
             self._tell(job, value=float(result["objective"]), rungs=rungs)
@@ -121,12 +151,30 @@ class Agenda:
         while (job := self._candidate()) is not None:
             if self._busy(job):
                 self._later.append(job)  # the rows, or the encoder, are there for it when the other one has ended
-            elif not self._known(job):
+            elif self._is_ours(job):
                 return job
         return None
 
+    def _is_ours(self, job: Job) -> bool:
+        """Whether the job is left to run and this driver has claimed it; one that another driver runs comes later."""
+        if not (self.force or self.retry_failed) and self._known(job):
+            return False
+        if not patiently(claims.claim, job.folder):
+            if job.folder not in self._elsewhere:
+                emit("note", job.trial.id, {"job": job, "text": "another driver runs it, and is waited for"})
+            self._elsewhere[job.folder] = time.monotonic() + POLL
+            self._later.append(job)
+            return False
+        self._elsewhere.pop(job.folder, None)
+        if not self._known(job):  # another driver may have ended it just before the claim
+            return True
+        claims.release(job.folder)
+        return False
+
     def _busy(self, job: Job) -> bool:
-        """Whether the same trial runs under another name, or another one is training the same encoder."""
+        """Whether the same trial runs under another name, or something else is training the same encoder."""
+        if time.monotonic() < self._elsewhere.get(job.folder, 0.0):
+            return True
         same = [run for run in self._running.values() if run.trial.pretrain_id == job.trial.pretrain_id]
         return any(run.trial.id == job.trial.id for run in same) or (bool(same) and not job.encoder.exists())
 
@@ -137,20 +185,42 @@ class Agenda:
             return ready
         if self._leftover:
             return self._leftover.popleft()
+        if self._confirm is None:
+            return self._search()
+        return self._confirm.popleft() if self._confirm else None
+
+    def _search(self) -> Job | None:
+        """The next draw; when all have ended, those of other drivers too, the first job of the confirmation."""
         # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
         # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
-        waiting = {job.configuration for job in self._later if job.stage == "search"}
-        missing = {name: self.plan.sweep.draws(name) - len(study.trials) for name, study in self._studies.items()}
+        later = [job for job in self._later if job.stage == "search"]
+        waiting = {job.configuration for job in later if job.folder not in self._elsewhere}
+        missing = {name: self.plan.sweep.draws(name) - _count(study) for name, study in self._studies.items()}
         name = max(missing, key=lambda name: (name not in waiting, missing[name]))
         if missing[name] > 0 and name not in waiting:
-            return self._draw(name)
-        if (self._running or waiting) and self._confirm is None:
+            return self._draw(name) or self._search()
+        if self._running or later:
             return None
-        if self._confirm is None:
+        self._leftover.extend(self._unseen())
+        if not self._leftover:
             chosen = {name: self.best(name) for name in self._studies}
             settled = {name: draw.params for name, draw in chosen.items() if draw is not None}
             self._confirm = deque(self.plan.confirm_jobs(settled))
-        return self._confirm.popleft() if self._confirm else None
+        return self._candidate()
+
+    def _unseen(self) -> list[Job]:
+        """The jobs of draws that others made: earlier commands, or drivers that work on the same sweep now.
+
+        What is in the ledger is told again, what is not is run, unless someone else is running it.
+        """
+        new = [
+            (name, trial)
+            for name in self._studies
+            for trial in self._draws(name)
+            if trial.state != TrialState.FAIL and (name, trial.number) not in self._seen
+        ]
+        self._seen |= {(name, trial.number) for name, trial in new}
+        return [self.plan.search_job(name, trial.number, trial.params) for name, trial in new]
 
     def earlier_rungs(self, candidate: str) -> dict[int, dict[int, float]]:
         """The objective at each rung of a candidate's draws that ended, by draw and epoch."""
@@ -166,9 +236,13 @@ class Agenda:
         job = self._running.get(key)
         return job.configuration if job is not None and job.stage == "search" else ""
 
-    def _draw(self, name: str) -> Job:
+    def _draw(self, name: str) -> Job | None:
+        """A new draw; None where other drivers have made the last ones meanwhile."""
         while True:
             trial = ask(self._studies[name], self.plan)
+            if trial.number >= self.plan.sweep.draws(name):
+                return None  # it stays open, for a command that asks for more trials
+            self._seen.add((name, trial.number))
             try:
                 return self.plan.search_job(name, trial.number, trial.params)
             except BadInput:  # a corner of the space that the fields do not allow together
@@ -183,9 +257,9 @@ class Agenda:
         if self.force and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep)
             if job.trial.pretrain_id not in self._trained:  # else it is of this command, for another trial
-                shutil.rmtree(job.folder, ignore_errors=True)
+                _empty(job.folder)
             return False
-        status = self.ledger.status(trial_id, job.sweep, job.sweep_id, job.configuration)
+        status = patiently(self.ledger.status, trial_id, job.sweep, job.sweep_id, job.configuration)
         if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
             (job.folder / "error.txt").unlink(missing_ok=True)
@@ -232,14 +306,21 @@ class Agenda:
         if study.trials[job.draw].state.is_finished():
             return
         trial = optuna.trial.Trial(study, study.trials[job.draw]._trial_id)
-        for epoch, objective in (rungs or {}).items():
-            trial.report(objective, epoch)
-        study.tell(job.draw, value, state=state)
+        with contextlib.suppress(UpdateFinishedTrialError):  # another driver has told it meanwhile
+            for epoch, objective in (rungs or {}).items():
+                trial.report(objective, epoch)
+            study.tell(job.draw, value, state=state)
+
+    def _record(self, job: Job, **measured: Any) -> None:
+        """Write the row of a trial that did not finish; where that fails, the next command runs the trial again."""
+        try:
+            patiently(self.ledger.write, rows_table(trial_facts(job, **measured)))
+        except OSError as error:
+            self.tally.failures.append(Failure(label(job), f"its row could not be written: {error}", None))
 
     def _pruned(self, key: str, job: Job, rungs: Mapping[int, float]) -> None:
         epoch = max(rungs)
-        facts = trial_facts(job, status="pruned", objective=rungs[epoch], epochs=epoch)
-        self.ledger.write(rows_table(facts))
+        self._record(job, status="pruned", objective=rungs[epoch], epochs=epoch)
         self.tally.pruned += 1
         self._tell(job, state=TrialState.PRUNED, rungs=rungs)
         emit("pruned", key, {"job": job, "objective": rungs[epoch]})
@@ -247,7 +328,20 @@ class Agenda:
     def _failed(self, key: str, job: Job, error: str) -> None:
         file = job.folder / "error.txt"
         shown = str(file.relative_to(self.plan.out)) if file.exists() else None
-        self.ledger.write(rows_table(trial_facts(job, status="failed", error=error, error_file=shown)))
+        self._record(job, status="failed", error=error, error_file=shown)
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
         self.tally.failures.append(Failure(label(job), error, shown))
         emit("failed", key, {"job": job, "error": error})
+
+
+def _count(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False))
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything in a trial's folder but the claim to it."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != claims.NAME:
+            path.unlink(missing_ok=True)

@@ -34,12 +34,16 @@ class AgendaSearcher(Searcher):
         """Pass an epoch on, and remember the objective at a rung."""
         if "rung_objective" in result:
             self._rungs.setdefault(trial_id, {})[int(result["epoch"])] = float(result["rung_objective"])
+        for text in result.get("notes", ()):
+            self.agenda.note(trial_id, text)
         if "loss" in result:
             emit("epoch", trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass on how a trial ended."""
         last = result or {}
+        for text in last.get("notes", ()):
+            self.agenda.note(trial_id, text)
         if "rung_objective" in last:  # the result that a trial is stopped at comes here alone
             self._rungs.setdefault(trial_id, {})[int(last["epoch"])] = float(last["rung_objective"])
         self.agenda.end(trial_id, last, self._rungs.pop(trial_id, {}), died=error, pruned=trial_id in self.pruned)

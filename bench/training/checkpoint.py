@@ -1,14 +1,20 @@
 """Checkpoints: tensors in safetensors, the rest as JSON in its header. Loading one runs no code.
 
-A checkpoint is one file, written whole beside the old one and then renamed over it: a kill at any moment
-leaves the old or the new one, never a mixture.
+A checkpoint is one file, written whole beside the old one and then renamed over it: a kill at any moment leaves the old
+or the new one, never a mixture. It carries a checksum, and the one before it may be kept: a file that the disk or the
+network has damaged is known, and training goes on from the one before it.
 """
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,35 +23,123 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.errors import TrialFailed
+from bench.patience import PASSING, patiently
 
 FORMAT = 1
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-able `facts` to `path`, atomically."""
+class Found(NamedTuple):
+    """The newest checkpoint that is whole: its place in `versions`, its content, and what is wrong with newer ones."""
+
+    number: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    problems: dict[Path, str]
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: bool = False) -> None:
+    """Write `tensors` and JSON-able `facts` to `path`, atomically; `keep`: what was there becomes the one before.
+
+    Storage that is away for a while is waited for. Raises OSError; what was there before is then still there.
+    """
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, **facts}, allow_nan=False)
+    patiently(_write, path, held, {"bench": text, "crc32": _checksum(held, text)}, keep)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], keep: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    header = {"bench": json.dumps({"format": FORMAT, **facts}, allow_nan=False)}
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, header)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors' own file is for this user alone, whatever the umask says
+        with _system_errors(temporary):
+            save_file(dict(tensors), temporary, dict(header))
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(versions(path)[1])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote. Raises TrialFailed for a file that is not a whole checkpoint of this format."""
+@contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Raise as OSError what safetensors says only in its error's text: which error of the system it was."""
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            facts = json.loads((file.metadata() or {}).get("bench", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def versions(path: Path) -> tuple[Path, Path]:
+    """The file of a checkpoint, and that of the one before it."""
+    return path, path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint and the one before it."""
+    for version in versions(path):
+        version.unlink(missing_ok=True)
+
+
+def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote. Raises TrialFailed for a file that is not a whole checkpoint of this format.
+
+    Raises OSError where storage stays away: the file may be whole.
+    """
+    try:
+        tensors, text, checksum = patiently(_read, path)
+        facts = json.loads(text)
     except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
         raise TrialFailed(f"{path}: not a readable checkpoint: {error}") from None
-    if facts.get("format") != FORMAT:
-        raise TrialFailed(f"{path}: checkpoint format {facts.get('format')}, this version reads {FORMAT}")
-    return tensors, facts
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        found = facts.get("format") if isinstance(facts, dict) else None
+        raise TrialFailed(f"{path}: checkpoint format {found}, this version reads {FORMAT}")
+    if checksum not in ("", _checksum(tensors, text)):
+        raise TrialFailed(f"{path}: not a readable checkpoint: its checksum does not fit, the file is damaged")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, facts
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, str]:
+    with _system_errors(path), safe_open(path, framework="pt", device="cpu") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return tensors, header.get("bench", "{}"), header.get("crc32", "")  # older ones have no checksum
+
+
+def newest(path: Path, device: str = "cpu") -> Found:
+    """The newest of a checkpoint's two versions that is whole; number 2, without content, where none is."""
+    problems: dict[Path, str] = {}
+    for number, version in enumerate(versions(path)):
+        if version.exists():
+            try:
+                return Found(number, *load(version, device), problems)
+            except TrialFailed as error:
+                problems[version] = str(error)
+    return Found(len(versions(path)), {}, {}, problems)
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """CRC-32 over names, types, shapes, bytes and `text`; threads share the bytes of the tensors."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        sums = pool.map(_crc32, tensors.values())
+        parts = [
+            f"{name} {tensor.dtype} {tuple(tensor.shape)} {number}"
+            for (name, tensor), number in zip(tensors.items(), sums, strict=True)
+        ]
+    return f"{zlib.crc32(chr(10).join([text, *sorted(parts)]).encode()):08x}"
+
+
+def _crc32(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def optimizer_tensors(optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
