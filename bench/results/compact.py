@@ -58,10 +58,10 @@ def compact(ledger: Ledger, settle: float = SETTLE) -> Compaction:
     first = next(chunks, None)
     if first is not None:
         done.path = ledger.folder / f"compact.{uuid.uuid4().hex[:12]}.parquet"
-        files.write_compacted(done.path, chain([first], chunks))
-    written = _verified(done.path) if done.path else set()
+        files.write_compacted(done.path, chain([first], chunks), _verify)
+    written = {entry.name for entry in files.read_index(done.path).records} if done.path else set()
     done.records = len(written)
-    outdated = _outdated(listing, done.path, written)
+    outdated = _outdated(listing, done.path, written, done.problems)
     if outdated:
         _to_disk(ledger.folder)
         time.sleep(settle)
@@ -87,10 +87,17 @@ def merged(listing: Listing) -> list[Entry]:
     return sorted(chosen, key=lambda entry: entry.order)
 
 
-def _outdated(listing: Listing, new: Path | None, written: set[str]) -> list[Path]:
+def _outdated(listing: Listing, new: Path | None, written: set[str], problems: list[str]) -> list[Path]:
     """The files of a listing that are no record's home: the one file that is kept for it."""
     homes = {entry.name: new if new and entry.name in written else entry.path for entry in listing.newest.values()}
+    copies = [entry for entry in listing.records if homes.get(entry.name, entry.path) != entry.path]
     needed = {entry.path for entry in listing.records if homes.get(entry.name) == entry.path}
+    for path in {homes[entry.name] for entry in copies} - {new, None}:
+        try:
+            _verify(path)
+        except (BadData, OSError) as error:  # then its copies are what is left
+            problems.append(str(error))
+            needed |= {entry.path for entry in copies if homes[entry.name] == path}
     return sorted({entry.path for entry in listing.records} - needed)
 
 
@@ -150,18 +157,17 @@ def _members(path: Path, entries: Sequence[Entry], problems: list[str]) -> dict[
     return tables
 
 
-def _verified(path: Path) -> set[str]:
-    """The records of a new file, which was read back and holds the rows that its index says; else BadData."""
-    index = files.read_index(path)
-    expected = sum(map(files.size, index.records))
+def _verify(path: Path) -> None:
+    """Read a compacted file back; raises BadData where it does not hold the rows that its index says."""
     try:
+        index = files.load_index(path)
         with pq.ParquetFile(path, metadata=index.metadata, page_checksum_verification=True) as file:
             rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *files.DAMAGED) as error:
         raise BadData(f"{path}: does not read back as it was written, nothing was removed: {error}") from error
+    expected = sum(map(files.size, index.records))
     if rows != expected:
         raise BadData(f"{path}: holds {rows} rows instead of {expected}, nothing was removed")
-    return {entry.name for entry in index.records}
 
 
 def _to_disk(folder: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +33,7 @@ _SECTIONS = {"first": 1, "scores": 2, "all": 3}
 _SECTION_FIELDS = ("split", "value")  # what tells in which section a row belongs
 CHUNK, LEAST = 1024, 256  # records of a chunk; fewer where a sweep ends, but for sweeps smaller than the second
 _DICTIONARY = 16 << 20  # bytes; the configurations of a chunk fit
+DAMAGED = (ValueError, KeyError, TypeError, zlib.error)  # what an index that is none raises
 _READ: Any = pa.schema(  # the schema as it is read in bulk
     [f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in REPETITIVE else f for f in SCHEMA]
 )
@@ -53,14 +54,19 @@ def members(path: Path, prefix: str) -> Iterable[Entry] | str:
         index = read_index(path)
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+    except (pa.ArrowException, OSError, *DAMAGED) as error:
         return _unreadable(path, error)
     return index.by_trial.get(prefix.removesuffix("."), []) if prefix else index.records
 
 
 @lru_cache(maxsize=32)  # a name denotes the same bytes for ever
 def read_index(path: Path) -> Index:
-    """Read a compacted file's footer; raises ValueError or what pyarrow and zlib raise for a damaged one."""
+    """`load_index`, kept."""
+    return load_index(path)
+
+
+def load_index(path: Path) -> Index:
+    """Read a compacted file's footer; raises `DAMAGED`, or what pyarrow raises, for a damaged one."""
     metadata = pq.read_metadata(path)
     stored = json.loads(zlib.decompress(base64.b64decode((metadata.metadata or {})[_INDEX])))
     records, by_trial = [], {}  # type: ignore[var-annotated]
@@ -146,15 +152,17 @@ def write_file(table: Any, path: Path) -> None:
         pq.write_table(table, file, compression="none", write_statistics=False)
 
 
-def write_compacted(path: Path, chunks: Iterable[Sequence[tuple[Entry, Any]]]) -> None:
+def write_compacted(path: Path, chunks: Iterable[Sequence[tuple[Entry, Any]]], verify: Callable[[Path], None]) -> None:
     """Write a compacted file of records and their tables, whole or not at all; chunk after chunk, in order.
+
+    `verify` is called with the file before it gets its name, and raises where it is not as it should be.
 
     The index in the footer (JSON, zlib, base64) holds of each record its name and, for each of the three sections, the
     row group, the first row in it and the number of rows.
     """
     stored: list[tuple[Any, ...]] = []
     with (
-        whole(path) as file,
+        whole(path, verify) as file,
         pq.ParquetWriter(
             file, SCHEMA, compression="zstd", dictionary_pagesize_limit=_DICTIONARY, write_page_checksum=True
         ) as writer,
@@ -171,7 +179,7 @@ def write_compacted(path: Path, chunks: Iterable[Sequence[tuple[Entry, Any]]]) -
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Any]:
+def whole(path: Path, verify: Callable[[Path], None] | None = None) -> Iterator[Any]:
     """A file that appears under its name when it is complete and on disk; readers pass over it until then."""
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
@@ -179,6 +187,8 @@ def whole(path: Path) -> Iterator[Any]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if verify is not None:
+            verify(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
