@@ -1,0 +1,1 @@
+"""The report as one page: HTML that works offline, with figures and pictures."""
