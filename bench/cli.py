@@ -7,11 +7,11 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import cli_data
+from bench import cli_cluster, cli_data
 from bench.cli_data import DataRoot
 from bench.errors import BenchError
 
@@ -59,24 +59,30 @@ def run(
     out: Out = Path("results"),
     address: Annotated[str | None, typer.Option(help="A Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that a local Ray may use; else all.")] = None,
+    log_to: Annotated[
+        str | None, typer.Option("--log-to", help="Curves beside TensorBoard's: wandb, mlflow, or both with a comma.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run everything again, also what is finished.")] = False,
 ) -> None:
     """Run a sweep: search on validation, then confirm the best on several seeds."""
-    over = {
-        "method": method,
-        "pretrain": {"dataset": pretrain_on},
-        "evaluate": {"datasets": evaluate_on.split(",") if evaluate_on else None},
-        "resources": {"workers": workers},
-    }
-    from bench.sweepfile import load_sweep
+    from bench.request import requested_sweep
+    from bench.tracked import tracked
 
-    sys.path.append(str(Path.cwd()))  # a method of the user's own is found where they are
-    given = {"pretrain.epochs": epochs, "search.trials": trials}
-    settings = [*(settings or ()), *(f"{path}={value}" for path, value in given.items() if value is not None)]
-    only = [name.strip() for name in candidates.split(",")] if candidates else ()
-    loaded = load_sweep(sweep, profile=profile, only=only, over=_given(over), settings=settings)
+    trackers = tracked(log_to)
+    loaded = requested_sweep(
+        sweep,
+        profile=profile,
+        method=method,
+        candidates=candidates,
+        pretrain_on=pretrain_on,
+        evaluate_on=evaluate_on,
+        trials=trials,
+        epochs=epochs,
+        workers=workers,
+        settings=settings,
+    )
     if dry_run:
         from bench.plan import local_hardware
 
@@ -172,9 +178,14 @@ def main() -> None:
         sys.exit(BROKEN_PIPE)
     except OSError as error:  # a file or folder that cannot be read or written
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+cli_cluster.register(app)
 
 
-def _run(plan: "Plan", address: str | None, cpus: int | None, *, force: bool, retry_failed: bool) -> "Agenda":
+
+
+def _run(
+    plan: "Plan", address: str | None, cpus: int | None, log_to: tuple[str, ...], *, force: bool, retry_failed: bool
+) -> "Agenda":
     from bench.plan import local_hardware
     from bench.progress import Board, show
     from bench.scheduling import events
@@ -193,7 +204,7 @@ def _run(plan: "Plan", address: str | None, cpus: int | None, *, force: bool, re
         stack.enter_context(show(board, console))
         agenda = Agenda(plan, force=force, retry_failed=retry_failed)
         if not agenda.is_done():  # else no Ray is needed
-            run_agenda(agenda, cluster or stack.enter_context(connect(None, cpus=cpus)))
+            run_agenda(agenda, cluster or stack.enter_context(connect(None, cpus=cpus)), log_to)
     return agenda
 
 
@@ -262,6 +273,8 @@ def _end(agenda: "Agenda", out: Path) -> None:
 
 def _nothing(out: Path, sweep: str | None) -> str:
     from bench.results.ledger import Ledger
+    for note in tally.notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
 
     if sweep is None:
         return f"{out}: no results yet; `bench run --sweep simclr_gamma --out {out}` makes some"
@@ -269,12 +282,6 @@ def _nothing(out: Path, sweep: str | None) -> str:
 
     known = Ledger(out).read(columns=["sweep"], depth="first").frame["sweep"].unique()
     return f"{out}: no results of sweep {sweep!r}{suggestion(sweep, known)}"
-
-
-def _given(value: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given on the command line."""
-    kept = {key: _given(inner) if isinstance(inner, dict) else inner for key, inner in value.items()}
-    return {key: inner for key, inner in kept.items() if inner is not None and inner != {}}
 
 
 def _console(to: Path | None = None) -> "Console":

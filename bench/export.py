@@ -207,16 +207,18 @@ def _shape(encoder: Encoder) -> dict[str, int]:
 
 
 def _rows(out: Path, trial_id: str) -> "pd.DataFrame":
+    """The rows of one record of a finished trial, which several sweeps and stages may have asked for."""
     frame = Ledger(out).read().frame
     rows = frame[(frame["trial_id"] == trial_id) & (frame["status"] == "finished")]
-    first = rows.iloc[0]  # a trial that several sweeps asked for: one of its records
-    return rows[(rows["sweep_id"] == first["sweep_id"]) & (rows["stage"] == first["stage"])]
+    first = rows.iloc[0]
+    same: pd.DataFrame = rows[(rows["sweep_id"] == first["sweep_id"]) & (rows["stage"] == first["stage"])]
+    return same
 
 
 def _lines(trials: "pd.DataFrame") -> str:
     shown = [
-        f"  {row.trial_id[:12]}  {row.sweep}: {row.configuration}, {row.stage}, seed {row.seed}"
-        for row in trials.head(_SHOWN).itertuples()
+        f"  {row['trial_id'][:12]}  {row['sweep']}: {row['configuration']}, {row['stage']}, seed {row['seed']}"
+        for row in trials.head(_SHOWN).to_dict("records")
     ]
     return "\n".join([*shown, f"  ... {len(trials) - _SHOWN} more"] if len(trials) > _SHOWN else shown)
 

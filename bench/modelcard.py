@@ -1,6 +1,7 @@
 """The model card of an exported encoder: what it is, what it saw, how good it is, how to load it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,11 @@ def _scores(rows: "pd.DataFrame") -> list[str]:
         "| dataset | protocol | metric | test score | 95 % interval | images |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for row in test.itertuples():
-        name = f"{row.protocol} {row.variant}".strip()
-        interval = f"{row.low:.1%} to {row.high:.1%}" if row.low == row.low else ""
-        lines.append(f"| {row.dataset} | {name} | {row.metric} | {row.value:.1%} | {interval} | {row.samples} |")
+    for row in test.to_dict("records"):
+        name = f"{row['protocol']} {row['variant']}".strip()
+        interval = "" if math.isnan(row["low"]) else f"{row['low']:.1%} to {row['high']:.1%}"
+        score = f"{row['metric']} | {row['value']:.1%} | {interval} | {row['samples']}"
+        lines.append(f"| {row['dataset']} | {name} | {score} |")
     note = "One seed: the interval is over test images (bootstrap) and does not hold what another seed would change."
     return [*lines, "", note]
 

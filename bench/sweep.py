@@ -92,9 +92,32 @@ class Confirm(Record):
 class Resources(Record):
     """What one trial gets; it changes how fast a result comes, never which."""
 
-    workers: int = Field(1, ge=1, le=4096, description="processes that train one encoder together")
-    cpus_per_worker: float = Field(1, gt=0, description="CPU cores, which are also its threads")
-    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs, fractions too; none: one where Ray has any")
+    workers: int = Field(1, ge=1, le=4096, description="processes that train one encoder together; at most, if elastic")
+    min_workers: int | None = Field(
+        None, ge=1, le=4096, description="elastic: a trial also starts, and goes on, with as few workers as this"
+    )
+    cpus_per_worker: float = Field(1, gt=0, le=4096, description="CPU cores, which are also its threads")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, le=1, description="a worker's GPU, or the fraction that it shares; none: one where Ray has any"
+    )
+    accelerator: str | None = Field(
+        None, pattern=r"^[\w-]+$", description="the type of GPU as Ray names it, such as A100 or H100; by default any"
+    )
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of workers that a trial runs with."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.fewest > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        if self.workers > 1 and 0 < (self.gpus_per_worker or 0) < 1:
+            raise ValueError("gpus_per_worker: a fraction needs workers = 1; NCCL joins no workers that share a GPU")
+        if self.accelerator and self.gpus_per_worker == 0:
+            raise ValueError("accelerator: a type of GPU does not go with gpus_per_worker = 0")
+        return self
 
 
 class Sweep(Record):
@@ -179,10 +202,8 @@ class Sweep(Record):
 
     def _trained(self, method: str, config: Record, training: Training) -> Training:
         """The training as it is for a method: on its own encoder, without a budget where nothing is trained."""
-        kind, workers = find_method(method), self.resources.workers
-        if training.batch_size % workers:
-            size = f"pretrain.batch_size {training.batch_size}"
-            raise BadInput(f"sweep {self.name}: {size} is not a multiple of resources.workers {workers}")
+        kind = find_method(method)
+        self._check_batch(training.batch_size)
         if kind.backbone:
             training = training.model_copy(update={"backbone": kind.backbone})
         try:
@@ -193,6 +214,17 @@ class Sweep(Record):
             return training
         # What trains nothing has no budget: the same control serves every sweep.
         return Training(**training.model_dump(include={"backbone", "image_size", "precision"}), epochs=0)
+
+    def _check_batch(self, size: int) -> None:
+        """Raise BadInput for a batch that some number of workers cannot share equally: each step is the same batch."""
+        most, fewest = self.resources.workers, self.resources.fewest
+        wrong = next((count for count in range(most, fewest - 1, -1) if size % count), None)
+        if wrong is None:
+            return
+        common = math.lcm(*range(fewest, most + 1))
+        near = max(1, round(size / common)) * common
+        workers = f"resources.workers {most}" if fewest == most else f"{wrong} workers (elastic: {fewest} to {most})"
+        raise BadInput(f"sweep {self.name}: pretrain.batch_size {size} is not a multiple of {workers}; try {near}")
 
 
 @dataclass(frozen=True)

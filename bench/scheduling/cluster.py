@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from bench.errors import BadInput
 from bench.plan import Hardware
 
 CONNECT_SECONDS = 10
+ACCELERATOR = "accelerator_type:"  # of Ray's resource that nodes with a type of GPU have one of
 OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, never images
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -33,10 +34,32 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the connected Ray has in all."""
+    """What the connected Ray has: the resources of each node by Ray's names ("CPU", "GPU", "accelerator_type:A100")."""
 
-    cpus: float
-    gpus: float
+    nodes: tuple[Mapping[str, float], ...]
+
+    def total(self, kind: str) -> float:
+        """How much of a resource there is in all."""
+        return sum(node.get(kind, 0.0) for node in self.nodes)
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores in all."""
+        return self.total("CPU")
+
+    @property
+    def gpus(self) -> float:
+        """GPUs in all."""
+        return self.total("GPU")
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The types of GPU that there are."""
+        return tuple(
+            sorted(
+                {name.removeprefix(ACCELERATOR) for node in self.nodes for name in node if name.startswith(ACCELERATOR)}
+            )
+        )
 
     @property
     def hardware(self) -> Hardware:
@@ -72,8 +95,7 @@ def connect(address: str | None, *, cpus: int | None = None) -> Iterator[Cluster
         where = "a local Ray could not be started" if local else f"no Ray answers at {address!r}"
         raise BadInput(f"{where}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     try:
-        total = ray.cluster_resources()
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        yield Cluster(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
     finally:
         ray.shutdown()
 

@@ -7,6 +7,7 @@ before the actor dies: otherwise its placement group would outlive it and hold i
 guards them.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -38,8 +39,9 @@ KEEP_CLEANER = "BENCH_KEEP_CLEANER"  # set to 1 where a dashboard runs: Ray's ow
 
 def failed(job: Job, error: Exception) -> dict[str, Any]:
     """Write the exception in flight to the trial's folder and return the report that says so."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    with contextlib.suppress(OSError):  # a full disk may be the very error
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     first = str(error).strip().splitlines() or [""]
     return {"failed": f"{type(error).__name__}: {first[0]}", "epoch": 0}
 
@@ -78,9 +80,9 @@ def shared_trial(config: dict[str, Any]) -> None:
         worker,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.workers,
+            num_workers=job.workers if config["fewest"] == job.workers else (config["fewest"], job.workers),
             use_gpu=config["gpus"] > 0,
-            resources_per_worker={"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})},
+            resources_per_worker=config["amounts"],
         ),
         run_config=ray.train.RunConfig(
             name=ray.tune.get_context().get_trial_id(),
