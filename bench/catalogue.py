@@ -1,4 +1,4 @@
-"""What there is: methods, datasets, sweeps, encoders and protocols, in lines or in full."""
+"""One method, dataset, sweep, encoder or protocol in full. One line about each is in `bench.summaries`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,38 +9,20 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bench.cards import card_paths
-from bench.data.card import read_card
 from bench.datasheet import sheet
-from bench.encoders import ENCODERS
-from bench.errors import BenchError, UnknownName
+from bench.errors import UnknownName
 from bench.evaluation.finetune import Finetune
-from bench.evaluation.protocols import PROTOCOLS
-from bench.records import field_paths, read_toml
-from bench.registry import find_method, method_names
+from bench.records import field_paths
+from bench.registry import find_method
+from bench.summaries import KINDS
 from bench.sweep import Sweep
 from bench.sweepfile import load_sweep
 from bench.trial import Training
 
 
-def table(kind: str | None = None) -> Table:
-    """One line per thing of `kind`, or of all kinds. Raises UnknownName for another kind."""
-    kinds = _kinds()
-    if kind is not None and kind not in kinds:
-        raise UnknownName("kind", kind, kinds)
-    rows = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("", "name", "what it is"):
-        rows.add_column(name)
-    for heading in [kind] if kind else kinds:
-        for index, (name, summary) in enumerate(kinds[heading].items()):
-            rows.add_row(f"[bold]{heading}[/]" if index == 0 else "", f"[cyan]{escape(name)}[/]", escape(summary))
-        rows.add_section()
-    return rows
-
-
 def details(name: str) -> RenderableType:
     """Everything about one method, dataset, sweep or encoder; raises UnknownName."""
-    kinds = _kinds()
+    kinds = {kind: summaries() for kind, summaries in KINDS.items()}
     if name in kinds["methods"]:
         return _method(name)
     if name in kinds["sweeps"]:
@@ -53,23 +35,6 @@ def details(name: str) -> RenderableType:
     raise UnknownName(
         "method, dataset, sweep, encoder or protocol", name, [key for kind in kinds.values() for key in kind]
     )
-
-
-def _kinds() -> dict[str, dict[str, str]]:
-    return {
-        "methods": {name: find_method(name).summary for name in method_names()},
-        "datasets": {name: read_card(path).summary for name, path in card_paths("datasets").items()},
-        "sweeps": {name: str(_title(name)) for name in card_paths("sweeps")},
-        "encoders": {name: card.summary for name, card in ENCODERS.items()},
-        "protocols": {name: protocol.summary for name, protocol in PROTOCOLS.items()},
-    }
-
-
-def _title(name: str) -> str:
-    try:
-        return str(read_toml(card_paths("sweeps")[name]).get("title", ""))
-    except BenchError as error:  # one broken file does not hide the others
-        return f"unreadable: {error}"
 
 
 def _method(name: str) -> RenderableType:

@@ -153,7 +153,7 @@ def list_(
     kind: Annotated[str | None, typer.Argument(help="methods, datasets, sweeps, encoders or protocols")] = None,
 ) -> None:
     """List methods, datasets, sweeps, encoders and protocols, one line each."""
-    from bench.catalogue import table
+    from bench.summaries import table
 
     _console().print(table(kind))
 
