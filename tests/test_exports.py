@@ -306,11 +306,7 @@ def plain(text: str) -> str:
 def test_hostile_names_are_text_in_markdown(hostile: Path, kind: str):
     data = export(Ledger(hostile).read().frame, None, kind, records()).decode()
     assert not [letter for letter in data if not letter.isprintable() and letter != "\n"]
-    page = (
-        MarkdownIt("gfm-like", {"html": True, "linkify": True})
-        if linkify()
-        else MarkdownIt("commonmark").enable("table")
-    )
+    page = MarkdownIt("commonmark").enable("table")
     tokens = page.parse(data)
     inline = [child for token in tokens for child in token.children or []]
     kinds = {token.type for token in [*tokens, *inline]}
@@ -321,14 +317,6 @@ def test_hostile_names_are_text_in_markdown(hostile: Path, kind: str):
     assert {plain(name) for name in HOSTILE} <= said
     widths = [line.replace("\\\\", "").replace("\\|", "").count("|") for line in data.splitlines() if line[:1] == "|"]
     assert set(widths) <= {3, 6, 7, 8}
-
-
-def linkify() -> bool:
-    try:
-        import linkify_it  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 COMMANDS = r"begin end centering caption toprule midrule bottomrule addlinespace textbf par smallskip footnotesize char"
@@ -413,6 +401,10 @@ def test_a_wrong_format_answers_with_the_nearest_right_one(out: Path):
     frame = Ledger(out).read().frame
     with pytest.raises(UnknownName, match="did you mean 'latex'"):
         export(frame, None, "latx")
+
+
+def test_addresses_become_no_links():
+    assert markdown.escape("https://a.example www.b.example") == "https\\://a.example www\\.b.example"
 
 
 def test_paragraphs_open_no_lists():

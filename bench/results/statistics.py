@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 Scores = Mapping[int, float]  # value by seed
@@ -160,7 +160,8 @@ def _difference(values: Values, missing: int, datasets: int, confidence: float) 
         # Not for equal differences: scores are counts over a few hundred samples, so they come about by chance,
         # and an interval of width 0 with p = 0 would claim a certainty that is not there.
         low, high = _t_interval(values, confidence)
-        p_value = float(stats.ttest_1samp(values, 0.0).pvalue)
+        t = mean / (float(values.std(ddof=1)) / math.sqrt(count))
+        p_value = 2 * float(special.stdtr(count - 1, -abs(t)))  # stats.ttest_1samp, which takes 50 times as long
     return Difference(mean, low, high, p_value, count, missing, datasets)
 
 
