@@ -89,7 +89,7 @@ def run(
         _show_plan(_plan(loaded, out, data_root, _console()).on(local_hardware()))
         return
     plan = _prepared(loaded, out, data_root, _console())
-    _end(_run(plan, address, cpus, force=force, retry_failed=retry_failed), out)
+    _end(_run(plan, address, cpus, trackers, force=force, retry_failed=retry_failed), out)
 
 
 @app.command()
@@ -106,6 +106,10 @@ def report(
     protocol: Annotated[list[str] | None, typer.Option(help=f"Only these, such as knn or 'knn k=20'{_MANY}")] = None,
     metric: Annotated[list[str] | None, typer.Option(help=f"Instead of each dataset's headline metric{_MANY}")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="confirm, or search: what it chose on validation.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with figures and pictures: a file, or a folder.")
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Whether the page has pictures.")] = True,
 ) -> None:
     """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
     from bench.results.exports import columns_for, export
@@ -116,12 +120,20 @@ def report(
 
     if card and (form != "terminal" or to):
         raise BenchError("--card FILE writes the card: leave out --format and --to")
+    if html and (form != "terminal" or to or card):
+        raise BenchError("--html FILE_OR_FOLDER writes the page: leave out --format, --to and --card")
     form, to = ("card", card) if card else (form, to)
     reading = Ledger(out).read(sweep, columns_for(form), depth="scores")
     if reading.frame.empty and not reading.problems:
         raise BenchError(_nothing(out, sweep))
     filters = filters_for(reading.frame, dataset=dataset, method=method, protocol=protocol, metric=metric, stage=stage)
     records = sweep_records(out)
+    if html:
+        from bench.page.render import write_page
+
+        path = write_page(html, reading, sweep, out=out, records=records, filters=filters, pictures=pictures)
+        _console().print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+        return
     if form == "terminal":
         _console(to).print(render(reading.frame, sweep, reading.problems, records, filters))
         return
@@ -166,6 +178,9 @@ def show(name: Annotated[str, typer.Argument(help="A method, dataset, sweep or e
     _console().print(details(name))
 
 
+cli_cluster.register(app)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message, not a traceback."""
     try:
@@ -178,9 +193,6 @@ def main() -> None:
         sys.exit(BROKEN_PIPE)
     except OSError as error:  # a file or folder that cannot be read or written
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-cli_cluster.register(app)
-
-
 
 
 def _run(
@@ -261,6 +273,8 @@ def _end(agenda: "Agenda", out: Path) -> None:
         highlight=False,
         markup=False,
     )
+    for note in tally.notes:
+        console.print(note, style="yellow", highlight=False, markup=False)
     for failure in tally.failures:
         where = f" (traceback: {out / failure.file})" if failure.file else ""
         console.print(f"failed: {failure.label}: {failure.error}{where}", style="red", highlight=False, markup=False)
@@ -273,8 +287,6 @@ def _end(agenda: "Agenda", out: Path) -> None:
 
 def _nothing(out: Path, sweep: str | None) -> str:
     from bench.results.ledger import Ledger
-    for note in tally.notes:
-        console.print(note, style="yellow", highlight=False, markup=False)
 
     if sweep is None:
         return f"{out}: no results yet; `bench run --sweep simclr_gamma --out {out}` makes some"
