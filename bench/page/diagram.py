@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from bench.results.ranking import RankTest
 from bench.results.wording import visible
 
-WIDTH, SIDE, ROW, TOP = 760, 200, 22, 64
+WIDTH, SIDE, ROW, TOP = 860, 250, 22, 64
 LONGEST = 26  # characters of a name in the diagram
 
 
