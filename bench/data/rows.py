@@ -39,7 +39,7 @@ def _pixels(image: Image.Image) -> torch.Tensor:
     import pyarrow
 
     try:
-        flat = from_dlpack(pyarrow.array(image).flatten())
+        flat = from_dlpack(pyarrow.array(image).values)
     except ValueError:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     return flat.view(1, image.height, image.width, 4).permute(0, 3, 1, 2)

@@ -85,7 +85,7 @@ class LocalTree:
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; raises OSError."""
-        return (Path(self.address) / name).open("rb")
+        return open(f"{self.address}/{name}", "rb")  # noqa: PTH123 (a Path costs as much as opening does)
 
     def scan(self) -> dict[str, tuple[int, int]]:
         """The stamp of every image below the folder.
