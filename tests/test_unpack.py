@@ -155,6 +155,12 @@ EVIL_LINKS = [
         member("y", tarfile.SYMTYPE, "d/x/../outside"),
     ],
     [member("l", tarfile.SYMTYPE, "/".join(["."] * 3000))],
+    # a folder would be made through a link
+    [
+        member("x", tarfile.SYMTYPE, "."),
+        member("y", tarfile.SYMTYPE, "x/.."),
+        member("y/new/evil", tarfile.SYMTYPE, "x"),
+    ],
 ]
 
 

@@ -125,8 +125,8 @@ def _make_links(writer: Writer, links: list[tuple[str, Path, str]]) -> None:
     """Symbolic links come last, so that nothing is written through one; each must end inside the folder."""
     for name, place, target in links:
         with writer.reading(name):
+            _check_inside(writer, name, next(folder for folder in place.parents if os.path.lexists(folder)))
             place.parent.mkdir(parents=True, exist_ok=True)
-            _check_inside(writer, name, place.parent)
             place.symlink_to(target)
     for name, place, _ in links:
         with writer.reading(name):
