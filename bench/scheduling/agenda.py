@@ -54,15 +54,22 @@ class Tally:
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what did not go as planned and was mended
 
+    def reasons(self) -> list[tuple[str, list[Failure]]]:
+        """The failures by what went wrong: what befell many trials, as on a machine without the data, is said once."""
+        found: dict[str, list[Failure]] = {}
+        for failure in self.failures:
+            found.setdefault(failure.error, []).append(failure)
+        return list(found.items())
+
 
 class Agenda:
     """Hands out jobs and records how they end. Lives in the driver; knows nothing of Ray."""
 
     def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
-        plan.record()
+        patiently(plan.record)
         self.ledger = Ledger(plan.out)
-        self.ledger.renew(plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
+        patiently(self.ledger.renew, plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
         self.tally = Tally()
         self.interrupted = False
         self._studies = open_studies(plan, fresh=force)
@@ -275,7 +282,7 @@ class Agenda:
 
     def _reuse(self, job: Job, status: str) -> None:
         if status == "finished":
-            if self.ledger.adopt(job.trial.id, membership(job)) is None:
+            if patiently(self.ledger.adopt, job.trial.id, membership(job)) is None:
                 raise OSError("its ledger file cannot be read")
             self._tell(job, value=float(self._recorded(job, "objective")))
         elif status == "pruned":
