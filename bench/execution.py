@@ -108,8 +108,11 @@ class _Trainer:
 
     def _note(self, text: str) -> None:
         self._notes.append(text)
-        with suppress(OSError), (self.job.folder / "notes.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {socket.gethostname()}: {text}\n")
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {socket.gethostname()}: {text}\n"
+        with suppress(OSError):
+            self.job.folder.mkdir(parents=True, exist_ok=True)
+            with (self.job.folder / "notes.txt").open("a", encoding="utf-8") as file:
+                file.write(line)
 
     def notes(self) -> dict[str, Any]:
         """What is to be said with the next report, once."""

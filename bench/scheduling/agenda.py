@@ -166,7 +166,7 @@ class Agenda:
         """Whether the job is left to run and this driver has claimed it; one that another driver runs comes later."""
         if not (self.force or self.retry_failed) and self._known(job):
             return False
-        if not patiently(claims.claim, job.folder):
+        if not _claim(job.folder):
             if job.folder not in self._elsewhere:
                 emit("note", job.trial.id, {"job": job, "text": "another driver runs it, and is waited for"})
             self._elsewhere[job.folder] = time.monotonic() + POLL
@@ -343,6 +343,13 @@ class Agenda:
 
 def _count(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False))
+
+
+def _claim(folder: Path) -> bool:
+    try:
+        return patiently(claims.claim, folder)
+    except OSError:  # the trial itself will say what is wrong there
+        return True
 
 
 def _empty(folder: Path) -> None:
