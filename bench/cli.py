@@ -113,8 +113,8 @@ def report(
 ) -> None:
     """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
     from bench.results.exports import columns_for, export
-    from bench.results.ledger import Ledger
     from bench.results.questions import sweep_records
+    from bench.results.reading import read_shown
     from bench.results.report import render
     from bench.results.selection import filters_for
 
@@ -123,7 +123,8 @@ def report(
     if html and (form != "terminal" or to or card):
         raise BenchError("--html FILE_OR_FOLDER writes the page: leave out --format, --to and --card")
     form, to = ("card", card) if card else (form, to)
-    reading = Ledger(out).read(sweep, columns_for(form), depth="scores")
+    searched = any("search" in each for each in stage or ())
+    reading = read_shown(out, sweep, columns_for(form), every=html is not None, search=searched)
     if reading.frame.empty and not reading.problems:
         raise BenchError(_nothing(out, sweep))
     filters = filters_for(reading.frame, dataset=dataset, method=method, protocol=protocol, metric=metric, stage=stage)

@@ -102,7 +102,7 @@ def _outdated(listing: Listing, new: Path | None, written: set[str], problems: l
 
 
 def _chunks(entries: Sequence[Entry], problems: list[str]) -> Iterator[Chunk]:
-    """The records that can be read with their tables, in chunks; a sweep's end ends a chunk that is large enough."""
+    """The records that can be read with their tables, in chunks; a stage's end ends a chunk that is large enough."""
     for some in _cut(entries):
         tables: dict[str, Any] = {}
         held: dict[Path, list[Entry]] = {}
@@ -127,7 +127,7 @@ def _cut(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     start = 0
     for at in range(1, len(entries) + 1):
         size = at - start
-        ends = at == len(entries) or (size >= LEAST and entries[at].sweep != entries[at - 1].sweep)
+        ends = at == len(entries) or (size >= LEAST and entries[at].order[:3] != entries[at - 1].order[:3])
         if ends or size == CHUNK:
             yield entries[start:at]
             start = at

@@ -6,12 +6,12 @@ writers; nothing half-written is ever read, as a file is written under a name th
 another ending) and then renamed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -115,45 +115,39 @@ class Ledger:
             self._record(entry, REMOVED, SCHEMA.empty_table())
         return len(entries)
 
-    def read(self, sweep: str | None = None, columns: Sequence[str] | None = None, *, depth: Depth = "all") -> Reading:
+    def read(
+        self,
+        sweep: str | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        depth: Depth = "all",
+        searched: "Callable[[pd.DataFrame], Collection[str]] | None" = None,
+    ) -> Reading:
         """Read the rows of all sweeps or one into a typed frame; a file that cannot be read is a problem line.
 
         `columns` keeps only those (`param.*` columns come where `swept_numbers` and `swept_texts` are among
         them, as they are by default); `depth` only each trial's first row, or that and its test scores, which is what
-        leaderboards need. Swept numbers become float64, swept booleans `boolean`, texts strings. Ordered by
-        sweep, version, trial, stage and configuration. A missing folder gives an empty frame of the same types.
+        leaderboards need. With `searched`, which says from a frame of first rows which trials of the search matter,
+        the other trials of the search have their first row only. Swept numbers become float64, swept booleans
+        `boolean`, texts strings. Ordered by sweep, version, stage, trial and configuration. A missing folder gives an
+        empty frame of the same types.
         """
         unknown = set(columns or ()) - set(SCHEMA.names)
         if unknown:
             raise UnknownName("ledger column", min(unknown), SCHEMA.names)
         from bench.results.frames import to_frame  # imports pandas, which listing and writing do without
 
-        table, listing, problems = self._rows(sweep, columns, depth=depth)
-        strangers = [f"{path}: not a ledger file: its name does not say which trial" for path in listing.strangers]
-        return Reading(to_frame(table), [*strangers, *listing.problems, *problems])
-
-    def _rows(
-        self, sweep: str | None, columns: Sequence[str] | None, *, depth: Depth
-    ) -> tuple[Any, Listing, list[str]]:
-        """The rows that a listing names, in order: where files go meanwhile, list again and read what has come."""
-        seen: dict[str, int] = {}  # the number of each record that was read
-        parts: list[Part] = []
-        first = 0
-        for _ in range(_ROUNDS):
-            listing = self.listing()
-            chosen = sorted((entry for entry in listing.entries if within(entry, sweep, None)), key=_order)
-            new = [entry for entry in chosen if entry.name not in seen]
-            read = _read(new, first, columns, depth=depth)
-            parts += read
-            gone = {number for part in read for number in part.gone}
-            seen |= {entry.name: first + index for index, entry in enumerate(new) if first + index not in gone}
-            first += len(new)
-            if not gone:
-                break
-        wanted = [seen[entry.name] for entry in chosen if entry.name in seen]
-        problems = [line for part in parts for line in part.problems]
-        problems += [f"{entry.path}: removed while it was read" for entry in chosen if entry.name not in seen]
-        return _in_order(parts, wanted, columns), listing, problems
+        rows = _Rows(self, sweep, columns)
+        if searched is None:
+            frame = to_frame(rows.read(lambda _: depth))
+        else:
+            frame = to_frame(rows.read(lambda entry: depth if entry.stage == "confirm" else "first"))
+            matter = set(searched(frame))
+            if matter:
+                deep = rows.read(lambda e: depth if e.stage == "confirm" or e.trial_id in matter else "first")
+                frame = to_frame(deep)
+        strangers = [f"{path}: not a ledger file: its name does not say which trial" for path in rows.listing.strangers]
+        return Reading(frame, [*strangers, *rows.listing.problems, *rows.problems])
 
     def _entry(self, table: Any) -> Entry:
         """The record that a table is, without a generation yet."""
@@ -196,6 +190,46 @@ class Ledger:
 
 
 _order = attrgetter("order")
+
+
+class _Rows:
+    """The rows of a ledger's records: what was read once is kept, for a reading that goes deeper, or once more.
+
+    `listing` is the one that the last reading followed; `problems` a line per file that could not be read.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str | None, columns: Sequence[str] | None) -> None:
+        self._ledger, self._sweep, self._columns = ledger, sweep, columns
+        self._numbers: dict[tuple[str, Depth], int] = {}  # what was read of each record, in the parts
+        self._parts: list[Part] = []
+        self._next = 0
+        self.listing = Listing()
+        self.problems: list[str] = []
+
+    def read(self, depth: Callable[[Entry], Depth]) -> Any:
+        """The rows that a listing names, in order: where files go meanwhile, list again and read what has come."""
+        for _ in range(_ROUNDS):
+            self.listing = self._ledger.listing()
+            chosen = sorted((e for e in self.listing.entries if within(e, self._sweep, None)), key=_order)
+            keys = [(entry.name, depth(entry)) for entry in chosen]
+            new = [(entry, key) for entry, key in zip(chosen, keys, strict=True) if key not in self._numbers]
+            if not self._add(new):
+                break
+        self.problems = list(dict.fromkeys(line for part in self._parts for line in part.problems))
+        self.problems += [f"{e.path}: removed while it was read" for e, key in new if key not in self._numbers]
+        return _in_order(self._parts, [self._numbers[key] for key in keys if key in self._numbers], self._columns)
+
+    def _add(self, new: Sequence[tuple[Entry, tuple[str, Depth]]]) -> bool:
+        """Read records; whether files of some have gone."""
+        gone: set[int] = set()
+        for depth in get_args(Depth):
+            some = [(entry, key) for entry, key in new if key[1] == depth]
+            parts = _read([entry for entry, _ in some], self._next, self._columns, depth=depth)
+            gone |= {number for part in parts for number in part.gone}
+            self._parts += parts
+            self._numbers |= {key: self._next + at for at, (_, key) in enumerate(some) if self._next + at not in gone}
+            self._next += len(some)
+        return bool(gone)
 
 
 def _read(entries: Sequence[Entry], first: int, columns: Sequence[str] | None, *, depth: Depth) -> list[Part]:

@@ -66,7 +66,7 @@ class Entry(NamedTuple):
     @property
     def order(self) -> tuple[str, ...]:
         """How records are ordered, in frames and in compacted files."""
-        return self.sweep, self.version, self.trial_id, self.stage, self.configuration
+        return self.sweep, self.version, self.stage, self.trial_id, self.configuration
 
     def follower(self, folder: Path, status: str) -> "Entry":
         """A new record of the same place that takes this one's."""

@@ -1,0 +1,25 @@
+"""Read from a ledger what a report shows, and little more: large ledgers are mostly searches that lost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.results.ledger import Ledger, Reading
+from bench.results.selection import Filters, select, sweeps
+
+
+def read_shown(
+    out: Path, sweep: str | None, columns: Sequence[str], *, every: bool = False, search: bool = False
+) -> Reading:
+    """The first row of every trial, and the test scores of those that a report shows; of `every` trial if so asked.
+
+    `search`: the report shows what the search chose also where something is confirmed.
+    """
+    stages = ("search",) if search else ()
+
+    def chosen(frame: pd.DataFrame) -> set[str]:
+        shown = [select(frame, name, Filters(stages=stages)).shown for name in sweeps(frame)]
+        return {trial for rows in shown for trial in rows.loc[rows["stage"] == "search", "trial_id"]}
+
+    return Ledger(out).read(sweep, columns, depth="scores", searched=None if every else chosen)
