@@ -24,7 +24,7 @@ from bench.data.reading import read_content
 from bench.data.releases import find_layout, layout_names
 from bench.data.source import Split
 from bench.data.tree import LocalTree, open_tree
-from bench.errors import BadData, BadInput
+from bench.errors import BadData, BadInput, UnknownName
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = ("coffee_leaf_bracol", "grocery_store", "plant_seedlings")
@@ -118,6 +118,22 @@ def test_cub_splits_and_classes(tmp_path: Path) -> None:
     assert {file[-11:] for file in splits_of(dataset, "test")} == {end[-11:] for end in ends}
     pack = pack_of(dataset)
     assert (len(pack), pack.skipped, pack.counts) == (12, (), dataset.counts)
+
+
+def test_a_releases_folder_takes_options_and_is_told_to_be_a_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = cub(tmp_path / "cub200")
+    found, named = resolve(f"{folder}?boxes=true"), resolve("cub200?boxes=true", str(tmp_path))
+    assert found.source == named.source
+    assert [record.message.partition(": train")[0] for record in caplog.records] == [
+        "cub200?boxes=true: not the whole release",
+        "cub200: not the whole release",
+    ]
+    with pytest.raises(UnknownName, match="level"):
+        resolve(f"{folder}?level=genus")
+    with pytest.raises(BadInput, match="is no release's folder"):
+        resolve(f"{folder / 'images'}?boxes=true")
 
 
 def test_cub_boxes_crop_only_when_asked(tmp_path: Path) -> None:

@@ -81,10 +81,10 @@ def meaning(reference: str) -> Meaning:
     if name in card_paths("datasets") or Path(name).suffix == ".toml":
         path = find_card("datasets", name)
         return Meaning(_name_of(path, reference), read_card(path, options), path=path)
-    tree = open_tree(reference)
-    if reference and tree.exists():
-        return Meaning(*_kind_of(tree), tree=tree)
-    if Path(reference).expanduser().is_file():
+    tree = open_tree(name)
+    if name and tree.exists():
+        return _of_folder(tree, reference, options)
+    if Path(name).expanduser().is_file():
         raise BadInput(f"dataset {reference!r} is a file; a folder of images or a card (.toml) is needed")
     error = UnknownName("dataset card", name, card_paths("datasets"))
     error.args = (f"{error}, and there is no such folder",)
@@ -101,7 +101,10 @@ def resolve(reference: str, root: str | None = None) -> Dataset:
     meant = meaning(reference)
     if meant.path is not None and meant.card is not None:
         return from_card(meant.path, meant.card, reference, root)
-    return _from_tree(meant.tree or open_tree(reference), meant.name, meant.card)
+    dataset = _from_tree(meant.tree or open_tree(reference), meant.name, meant.card)
+    if meant.card is not None:
+        _tell_part(meant.name, _wrong_counts(meant.card, dataset.index))
+    return dataset
 
 
 def index_of(source: Source, cache: Path) -> Index:
@@ -193,13 +196,16 @@ def _name_of(path: Path, reference: str) -> str:
     return path.stem + "".join(reference.partition("?")[1:])
 
 
-def _kind_of(tree: Tree) -> tuple[str, DatasetCard | None]:
+def _of_folder(tree: Tree, reference: str, options: dict[str, str]) -> Meaning:
     """A folder that is a release's own is read as the release, with its card; any other as a folder of images."""
     for name, path in card_paths("datasets").items():
         card = read_card(path)
         if card.reader not in READERS and card.location is None and find_layout(card.reader).is_at(tree):
-            return name, card
-    return folder_name(tree), None
+            card = read_card(path, options) if options else card
+            return Meaning(name + "".join(reference.partition("?")[1:] if options else ()), card, tree=tree)
+    if options:
+        raise BadInput(f"dataset {reference!r}: {tree.address} is no release's folder; only those take options")
+    return Meaning(folder_name(tree), tree=tree)
 
 
 def _from_tree(tree: Tree, name: str, card: DatasetCard | None) -> Dataset:
@@ -228,15 +234,23 @@ def _check_card(path: Path, card: DatasetCard, index: Index) -> None:
         side = "not among the images" if odd in named else "not in the card"
         others = [name for name in {*named, *index.classes} if name != odd]
         raise BadInput(f"{path}: classes: {odd!r} is {side}{suggestion(odd, others)}")
-    wrong = [
+    wrong = _wrong_counts(card, index)
+    if wrong and card.reader in READERS:
+        raise BadInput(f"{path}: counts: {wrong[0]}")
+    _tell_part(path.stem, wrong)
+
+
+def _wrong_counts(card: DatasetCard, index: Index) -> list[str]:
+    return [
         f"{split} is {said} in the card but {found} images"
         for split, said, found in compare(card, index)
         if said != found
     ]
-    if wrong and card.reader in READERS:
-        raise BadInput(f"{path}: counts: {wrong[0]}")
+
+
+def _tell_part(name: str, wrong: list[str]) -> None:
     if wrong:
-        _log.warning("%s: not the whole release: %s; `bench data check` says more", path.stem, ", ".join(wrong))
+        _log.warning("%s: not the whole release: %s; `bench data check` says more", name, ", ".join(wrong))
 
 
 def _builtin(family: str, where: str = "") -> tuple[Index, str]:
