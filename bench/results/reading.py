@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.results.ledger import Ledger, Reading
-from bench.results.selection import Filters, select, sweeps
+from bench.results.selection import Filters, of_sweep, select, sweeps
 
 
 def read_shown(
@@ -19,7 +19,8 @@ def read_shown(
     stages = ("search",) if search else ()
 
     def chosen(frame: pd.DataFrame) -> set[str]:
-        shown = [select(frame, name, Filters(stages=stages)).shown for name in sweeps(frame)]
-        return {trial for rows in shown for trial in rows.loc[rows["stage"] == "search", "trial_id"]}
+        open_ = [name for name in sweeps(frame) if search or "confirm" not in set(of_sweep(frame, name)["stage"])]
+        shown = [select(frame, name, Filters(stages=stages)).shown for name in open_]
+        return {trial for rows in shown for trial in rows["trial_id"]}
 
     return Ledger(out).read(sweep, columns, depth="scores", searched=None if every else chosen)

@@ -1,32 +1,31 @@
-"""How long `bench report` takes over a large ledger, before and after `bench compact`.
+"""`bench report` over a million ledger rows in 20,000 files, before and after `bench compact`.
 
-    python tests/speed/report.py [--files 20000] [--folder FOLDER] [--json FILE]
-
-Writes a synthetic ledger through the functions that runs use (about 3 minutes for 20,000 files; kept where --folder
-names one), then times the commands in processes of their own and compares what they print. Goals: 10 s over the
-files, 1 s after compaction, under 1 GiB. Processor seconds are shown as well: the clock says little on a busy machine.
+Writes a synthetic ledger through the functions that runs use (some minutes; BENCH_SPEED_LEDGER names a folder that
+keeps it), times the commands in processes of their own and checks that compaction changes nothing that they print.
+Processor seconds are shown as well: the clock says little on a busy machine.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.results.ledger import Ledger
 from bench.results.schema import Measurement, Membership, Status, TrialFacts, rows_table
+from tests.speed.figures import Figure, main
 
-SWEEPS, CANDIDATES = 8, 4
+FILES, SWEEPS, CANDIDATES = 20_000, 8, 4
 CONFIRMED = ["simclr", "moco", "rotation", "jigsaw", *(f"simclr without {part}" for part in "abcde"), "random"]
 CLASSES = 10
 METRICS = ("top1", "top5", "mean_per_class", "macro_f1", "weighted_f1")
@@ -138,71 +137,64 @@ def make(out: Path, files: int) -> None:
 
 
 def timed(*arguments: str) -> dict[str, Any]:
-    """Run a command by itself: wall and processor seconds, peak memory in MiB, a digest of what it printed."""
+    """Run a command by itself: wall and processor seconds, peak memory in GiB, a digest of what it printed."""
     code = (
         "import resource, subprocess, sys, time, json\n"
         "start = time.perf_counter()\n"
-        "done = subprocess.run(sys.argv[1:], capture_output=True)\n"
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE)\n"
         "wall = time.perf_counter() - start\n"
         "use = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "text = done.stdout.decode() if not done.returncode else sys.exit(done.stderr.decode())\n"
-        "print(json.dumps([wall, use.ru_utime + use.ru_stime, use.ru_maxrss / 1024, text]))"
+        "text = done.stdout.decode() if not done.returncode else sys.exit(done.returncode)\n"
+        "print(json.dumps([wall, use.ru_utime + use.ru_stime, use.ru_maxrss / 2**20, text]))"
     )
     full = [sys.executable, "-c", code, sys.executable, "-m", "bench", *arguments]
-    done = subprocess.run(full, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"bench {' '.join(arguments)}: {done.stderr}")
+    done = subprocess.run(full, stdout=subprocess.PIPE, text=True, check=True)
     wall, processor, memory, text = json.loads(done.stdout)
-    return {"wall_s": wall, "cpu_s": processor, "peak_mib": memory, "output": hashlib.sha256(text.encode()).hexdigest()}
+    return {"wall": wall, "cpu": processor, "memory": memory, "output": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def median(repeats: int, *arguments: str) -> dict[str, Any]:
-    """The run of median wall time."""
-    runs = sorted((timed(*arguments) for _ in range(repeats)), key=lambda run: run["wall_s"])
-    return runs[len(runs) // 2]
+    """The run of median wall time, after one that fills the file cache."""
+    timed(*arguments)
+    return sorted((timed(*arguments) for _ in range(repeats)), key=lambda run: run["wall"])[repeats // 2]
 
 
-def measure(out: Path, repeats: int) -> dict[str, dict[str, Any]]:
-    """Time the commands over the files, compact, and time them again."""
-    report = ("report", "--out", str(out))
-    found = {}
-    for when in ("files", "compacted"):
-        found[f"report, {when}"] = median(repeats, *report)
-        found[f"report of one sweep, {when}"] = median(repeats, *report, "--sweep", "sweep-0")
-        found[f"report as json, {when}"] = timed(*report, "--format", "json")
-        if when == "files":
-            found["compact"] = timed("compact", "--out", str(out))
-    for name in ("report", "report of one sweep", "report as json"):
-        if found[f"{name}, files"]["output"] != found[f"{name}, compacted"]["output"]:
-            sys.exit(f"{name}: compaction changed what it shows")
-    return found
+def figures(out: Path, repeats: int, when: str, goal: float) -> tuple[list[Figure], list[str]]:
+    """Seconds and memory of the report, and a digest of what it printed of all sweeps, of one, and as JSON."""
+    command = ("report", "--out", str(out))
+    whole, one = median(repeats, *command), median(repeats, *command, "--sweep", "sweep-0")
+    tree = timed(*command, "--format", "json")
+    rows = f"{int((out / 'rows').read_text()):,} rows, {when}"
+    said = f"{whole['cpu']:.1f} s of processor; one of {SWEEPS} sweeps {one['wall']:.1f} s, {one['memory']:.2f} GiB"
+    name = f"`bench report`, {rows}"
+    seconds = Figure(name, f"{whole['wall']:.1f} s, {said}", whole["wall"], "s", goal, lower=True)
+    memory = Figure(f"{name}: memory", "peak of the process", whole["memory"], "GiB", 1.0, lower=True)
+    return [seconds, memory], [run["output"] for run in (whole, one, tree)]
 
 
-def main() -> None:
-    """Make, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--folder", type=Path, help="where the ledger is kept for another run; it is compacted")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> list[Figure]:
+    """Over the files, then compacted; the files stay for another run."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = arguments.folder or Path(scratch)
-        out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        make(out, arguments.files)
-        print(f"{arguments.files:,} files, {int((out / 'rows').read_text()):,} rows", end=" ")
-        print(f"(made in {time.perf_counter() - start:.0f} s)")
-        found = measure(out, arguments.repeats)
-    versions = {name: version(name) for name in ("pyarrow", "pandas", "numpy", "scipy", "rich")}
-    print(", ".join(f"{name} {number}" for name, number in versions.items()), end="; ")
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':34}{'wall s':>8}{'cpu s':>8}{'peak MiB':>10}")
-    for name, run in found.items():
-        print(f"{name:34}{run['wall_s']:8.2f}{run['cpu_s']:8.2f}{run['peak_mib']:10.0f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"versions": versions, "runs": found}, indent=2) + "\n")
+        kept = Path(os.environ.get("BENCH_SPEED_LEDGER", scratch))
+        kept.mkdir(parents=True, exist_ok=True)
+        make(kept, FILES)
+        loose, before = figures(kept, arguments.repeats, f"{FILES:,} files", 10.0)
+        merged = Path(tempfile.mkdtemp(dir=kept))
+        try:
+            shutil.copytree(kept / "ledger", merged / "ledger", copy_function=os.link)
+            shutil.copy(kept / "rows", merged / "rows")
+            spent = timed("compact", "--out", str(merged))
+            compacted, after = figures(merged, arguments.repeats, "compacted", 1.0)
+        finally:
+            shutil.rmtree(merged)
+    if before != after:
+        sys.exit("compaction changed what the report shows")
+    took = f"{spent['wall']:.0f} s, {spent['cpu']:.0f} s of processor, {spent['memory']:.2f} GiB"
+    return [
+        *loose,
+        *(replace(figure, measured=f"{figure.measured}; `bench compact` took {took}") for figure in compacted),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, "`bench report` over a large ledger.", repeats=3)
