@@ -276,9 +276,12 @@ def _end(agenda: "Agenda", out: Path) -> None:
     )
     for note in tally.notes:
         console.print(note, style="yellow", highlight=False, markup=False)
-    for failure in tally.failures:
-        where = f" (traceback: {out / failure.file})" if failure.file else ""
-        console.print(f"failed: {failure.label}: {failure.error}{where}", style="red", highlight=False, markup=False)
+    for note in tally.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    for error, failures in tally.reasons():
+        file, more = failures[0].file, f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        where = f" (traceback: {out / file})" if file else ""
+        console.print(f"failed: {failures[0].label}{more}: {error}{where}", style="red", highlight=False, markup=False)
     if agenda.interrupted or not agenda.is_done():
         console.print("interrupted: the same command goes on from here", style="yellow")
         raise typer.Exit(INTERRUPTED)

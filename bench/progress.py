@@ -72,6 +72,9 @@ class Board:
                 self.running[key] = Running(facts["job"], time.monotonic())
             elif kind == "epoch":
                 self._epoch(key, facts)
+            elif kind == "note":
+                if self.on_line:
+                    self.on_line(f"{label(facts['job'])}: {facts['text']}")
             else:
                 self._end(kind, key, facts)
 

@@ -389,13 +389,13 @@ def test_a_draw_that_was_pruned_among_those_of_one_candidate_is_run_for_another(
 def test_force_trains_an_encoder_once_for_all_that_share_it(tmp_path):
     agenda = Agenda(remake(tmp_path, DROPOUT), force=True)
     first = agenda.take("0")
-    first.folder.mkdir(parents=True)
+    first.encoder.touch()
     finish(agenda, "0", first, 0.4)
     second = agenda.take("1")
     assert second.trial.pretrain_id == first.trial.pretrain_id
-    assert first.folder.exists()
+    assert first.encoder.exists()
     assert Agenda(remake(tmp_path, DROPOUT), force=True).take("0").trial == first.trial
-    assert not first.folder.exists()
+    assert not first.encoder.exists()
 
 
 DROPOUT = SWEEP.replace(
@@ -418,7 +418,6 @@ def test_trials_that_share_an_encoder_run_together_once_it_is_there(tmp_path):
     agenda = Agenda(remake(tmp_path, DROPOUT))
     first = agenda.take("0")
     assert agenda.take("1") is None
-    first.encoder.parent.mkdir(parents=True)
     first.encoder.touch()
     second = agenda.take("2")
     assert second is not None

@@ -151,5 +151,5 @@ def test_a_killed_driver_is_followed_by_the_same_command_and_two_drivers_share_a
     # Five trials of 18 steps, one of them with another seed only; what was not saved was taken again.
     assert len(set(taken)) == 4 * 18
     assert 5 * 18 <= len(taken) < 6 * 18
-    study = open_studies(lab.agenda(sweep).plan)["slow"]
+    (study,) = open_studies(lab.agenda(sweep).plan).values()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
