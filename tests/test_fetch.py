@@ -32,7 +32,8 @@ from bench.data.roots import find_release
 from bench.errors import BadData, BadInput, BenchError
 from bench.transfer_display import watching
 
-QUICK = Patience(attempts=4, first_wait=0.01, connect=2.0, read=0.3)
+QUICK = Patience(attempts=4, first_wait=0.01, connect=10.0, read=10.0)
+STALLED = Patience(attempts=4, first_wait=0.01, connect=10.0, read=1.0)
 HEADERS = ("Range", "If-Range")
 
 
@@ -219,8 +220,10 @@ def mini(tmp_path: Path, host: Host) -> Host:
     return host
 
 
-def bring(root: Path, watch: Heard | None = None, *, keep_archives: bool = False) -> Fetched:
-    return fetch(plan_fetch("mini", str(root)), watch or Heard(), keep_archives=keep_archives, patience=QUICK)
+def bring(
+    root: Path, watch: Heard | None = None, *, keep_archives: bool = False, patience: Patience = QUICK
+) -> Fetched:
+    return fetch(plan_fetch("mini", str(root)), watch or Heard(), keep_archives=keep_archives, patience=patience)
 
 
 def here(root: Path) -> bool:
@@ -273,7 +276,7 @@ def test_a_broken_download_goes_on_where_it_broke(
     host.faults["/birds.tar"] = [fault, "cut:50000"]
     card(tmp_path, entry("birds.tar", DATA, [host.address("/birds.tar")], size=size, md5=True))
     watch = Heard()
-    bring(root, watch)
+    bring(root, watch, patience=STALLED if "stall" in fault else QUICK)
     assert left(root) == WHOLE
     assert [asked.range for asked in host.asked] == ["", "bytes=100000-", "bytes=150000-"]
     assert [asked.if_range for asked in host.asked] == ["", "" if "notag" in fault else '"one"', '"one"']
@@ -473,7 +476,7 @@ def test_a_disk_that_fills_keeps_the_part(root: Path, monkeypatch: pytest.Monkey
 def test_a_trickle_is_a_stall(mini: Host, root: Path) -> None:
     mini.faults["/birds.tar"] = ["trickle"]
     watch = Heard()
-    bring(root, watch)
+    bring(root, watch, patience=STALLED)
     assert left(root) == WHOLE
     assert "hardly a byte came" in watch.told[0]
 

@@ -120,6 +120,7 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     [
         (["oak/1.jpg", "preview.png"], "1 images lie beside the folders of images, first 'preview.png'"),
         (["train/oak/1.jpg", "vla/oak/1.jpg"], "'vla' lies beside split folders.*did you mean 'val'"),
+        (["images/oak/1.jpg", "images/elm/2.jpg"], "'images' is part of a release, not a class.*perhaps .*/images"),
         (["train/1.jpg", "test/oak/1.jpg"], "'train/1.jpg' lies in no class folder; expected train/CLASS"),
     ],
 )

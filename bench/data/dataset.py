@@ -179,17 +179,23 @@ def compare(card: DatasetCard, index: Index) -> list[tuple[Split, int, int]]:
 
 
 def _options(reference: str) -> tuple[str, dict[str, str]]:
-    """Split "name?key=value&key=value"; BadInput with the nearest key there is."""
+    """Split "name?key=value&key=value"; BadInput with the nearest key there is.
+
+    A remote address keeps the options that are its store's own ("s3://bucket/birds?region=eu-west-1").
+    """
     name, mark, query = reference.partition("?")
-    if not mark or open_tree(reference).exists():
+    if not mark or (not is_remote(reference) and open_tree(reference).exists()):
         return reference, {}
-    options = {}
+    options, others = {}, []
     for part in query.split("&"):
         key, equals, value = part.partition("=")
-        if key not in OPTIONS or not equals:
+        if key in OPTIONS and equals:
+            options[key] = value
+        elif is_remote(reference):
+            others.append(part)
+        else:
             raise BadInput(f"dataset {reference!r}: option {part!r} is not KEY=VALUE{suggestion(key, OPTIONS)}")
-        options[key] = value
-    return name, options
+    return name + ("?" + "&".join(others) if others else ""), options
 
 
 def _name_of(path: Path, reference: str) -> str:
@@ -199,10 +205,13 @@ def _name_of(path: Path, reference: str) -> str:
 def _of_folder(tree: Tree, reference: str, options: dict[str, str]) -> Meaning:
     """A folder that is a release's own is read as the release, with its card; any other as a folder of images."""
     for name, path in card_paths("datasets").items():
-        card = read_card(path)
+        try:
+            card = read_card(path)
+        except BadInput:  # somebody's faulty card hides no folder
+            continue
         if card.reader not in READERS and card.location is None and find_layout(card.reader).is_at(tree):
-            card = read_card(path, options) if options else card
-            return Meaning(name + "".join(reference.partition("?")[1:] if options else ()), card, tree=tree)
+            said = "&".join(f"{key}={value}" for key, value in options.items())
+            return Meaning(f"{name}?{said}" if said else name, read_card(path, options), tree=tree)
     if options:
         raise BadInput(f"dataset {reference!r}: {tree.address} is no release's folder; only those take options")
     return Meaning(folder_name(tree), tree=tree)

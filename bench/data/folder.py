@@ -18,8 +18,10 @@ from bench.data.source import Split
 from bench.data.splits import NAME, WORDS, read_splits
 from bench.data.tree import Stamps, Tree
 from bench.errors import BadInput, suggestion
+from bench.storage import join
 
 VERSION = 1  # part of every fingerprint: raise it when the same folder would be indexed differently
+PARTS = frozenset({"images", "Images", "jpg", "annotations", "Annotation", "meta", "data", "devkit", "parts"})
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,12 @@ def _by_layout(tree: Tree, images: Iterable[str]) -> list[Row]:
         )
     if any(_word(top) not in (None, "unlabelled") for top in tops):
         return [_in_split_folder(tree, file) for file in files]
+    parts = sorted(tops & PARTS)
+    if parts:
+        raise BadInput(
+            f"{tree.address}: folder {parts[0]!r} is part of a release, not a class, and the release's tables are not "
+            f"beside it; complete it, or name the folder of class folders itself (perhaps {join(tree.address, parts[0])})"
+        )
     return _in_class_folders(files)
 
 
