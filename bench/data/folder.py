@@ -53,7 +53,7 @@ def _by_layout(tree: Tree, images: Iterable[str]) -> list[Row]:
     if parts:
         raise BadInput(
             f"{tree.address}: folder {parts[0]!r} is part of a release, not a class, and the release's tables are not "
-            f"beside it; complete it, or name the folder of class folders itself (perhaps {join(tree.address, parts[0])})"
+            f"beside it; complete it, or name the folder of class folders (perhaps {join(tree.address, parts[0])})"
         )
     return _in_class_folders(files)
 
