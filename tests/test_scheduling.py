@@ -226,6 +226,7 @@ def test_a_trial_that_fails_is_a_row_with_a_traceback(workshop):
     assert "TrialFailed" in traceback.read_text()
 
 
+@pytest.mark.slow  # two minutes
 def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", workshop.environment["BENCH_CACHE"])
     monkeypatch.chdir(workshop.folder)
