@@ -20,7 +20,7 @@ from bench.errors import BadData, BadInput, TrialFailed
 from bench.evaluation.logistic import Path
 from bench.evaluation.metrics import Scores, judge
 
-VERSION = 1
+VERSION = 2
 STRENGTHS: tuple[float, ...] = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
 
 # Where to stop: objective - minimum <= tolerance * min(1, objective), in sums of nats.
