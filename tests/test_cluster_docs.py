@@ -86,7 +86,7 @@ def test_launcher_files_are_valid_for_ray(name):
         jsonschema.validate(config | {"max_worker": 1}, schema)  # the schema does refuse a wrong key
     starts = " ".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
     assert "0.0.0.0" not in starts  # the dashboard runs code: it is not for the world
-    assert config["file_mounts"] == {"/root/.ray/auth_token": "~/.ray/auth_token"}
+    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
 
 
 def test_node_types_fit_together():

@@ -1,4 +1,4 @@
-"""Typed pandas frames: of ledger rows, and the stated columns of leaderboards and comparisons."""
+"""Typed pandas frames: of ledger rows, and of records with stated columns."""
 
 import math
 from typing import Any
@@ -8,58 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PARAM = "param."
-
-LEADERBOARD: Any = pa.schema(
-    [
-        ("sweep", pa.string()),
-        ("sweep_id", pa.string()),
-        ("stage", pa.string()),  # "search" while nothing is confirmed
-        ("configuration", pa.string()),
-        ("role", pa.string()),  # best, baseline or control
-        ("configuration_id", pa.string()),
-        ("method", pa.string()),
-        ("encoder", pa.string()),
-        ("protocol", pa.string()),
-        ("variant", pa.string()),
-        ("dataset", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),  # mean over seeds of the test score, fraction; null where there is none
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("interval", pa.string()),  # what low and high are over
-        ("seeds", pa.int64()),
-        ("samples", pa.int64()),  # test samples
-        ("rank", pa.float64()),  # average over the datasets; null for a configuration that lacks one
-        ("best", pa.bool_()),  # the highest value of the dataset
-        ("tie", pa.bool_()),  # not separated from the best; null where it cannot be told
-        ("objective", pa.float64()),  # mean over seeds of the validation objective
-        ("device_seconds", pa.float64()),  # per trial, mean
-        ("images_per_second", pa.float64()),  # per trial, mean
-        ("peak_memory_bytes", pa.float64()),  # per trial, mean
-    ]
-)
-
-COMPARISON: Any = pa.schema(
-    [
-        ("sweep", pa.string()),
-        ("sweep_id", pa.string()),
-        ("protocol", pa.string()),
-        ("variant", pa.string()),
-        ("configuration", pa.string()),
-        ("baseline", pa.string()),
-        ("role", pa.string()),  # the baseline's
-        ("dataset", pa.string()),  # null: over all datasets
-        ("difference", pa.float64()),  # configuration minus baseline, fraction
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("p_value", pa.float64()),
-        ("interval", pa.string()),
-        ("seeds", pa.int64()),
-        ("missing", pa.int64()),  # seeds without a pair
-        ("datasets", pa.int64()),
-        ("separated", pa.bool_()),  # null where it cannot be told
-    ]
-)
 
 
 def to_frame(table: Any) -> pd.DataFrame:
