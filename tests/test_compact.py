@@ -264,7 +264,7 @@ def test_what_changes_while_a_compaction_has_read_it_stays_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ):
     ledger = fill(tmp_path)
-    write = files.write_compacted
+    write = compaction.write_compacted
     changes: dict[str, Callable[[], Any]] = {
         "remove": lambda: ledger.remove(ident(1)),
         "replace": lambda: ledger.write(table(1, value=0.9)),
@@ -273,11 +273,11 @@ def test_what_changes_while_a_compaction_has_read_it_stays_changed(
 
     def late(path: Path, chunks: Any, verify: Any) -> None:
         chunks = list(chunks)
-        monkeypatch.setattr(files, "write_compacted", write)
+        monkeypatch.setattr(compaction, "write_compacted", write)
         changes[change]()
         write(path, chunks, verify)
 
-    monkeypatch.setattr(files, "write_compacted", late)
+    monkeypatch.setattr(compaction, "write_compacted", late)
     compact(ledger)
     for _ in range(2):
         frame = ledger.read().frame

@@ -7,10 +7,13 @@ killed meanwhile: of the files that ever held it, the one that appeared last can
 Copies have one name and count once (see `listing`). Sources stay for a second, longer than listing a folder takes.
 """
 
+import base64
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -25,12 +28,13 @@ from bench.errors import BadData
 from bench.results import files
 from bench.results.files import CHUNK, LEAST
 from bench.results.ledger import Ledger
-from bench.results.listing import Entry, Listing
+from bench.results.listing import Entry, Listing, Span
 from bench.results.schema import SCHEMA
 
 SETTLE = 1.0  # seconds that sources stay beside the file that holds them: more than listing a folder takes
 ABANDONED = 86_400.0  # seconds after which a half-written file is nobody's
 _READERS = 4
+_DICTIONARY = 16 << 20  # bytes; the configurations of a chunk fit
 
 Chunk = list[tuple[Entry, Any]]
 
@@ -58,7 +62,7 @@ def compact(ledger: Ledger, settle: float = SETTLE) -> Compaction:
     first = next(chunks, None)
     if first is not None:
         done.path = ledger.folder / f"compact.{uuid.uuid4().hex[:12]}.parquet"
-        files.write_compacted(done.path, chain([first], chunks), _verify)
+        write_compacted(done.path, chain([first], chunks), _verify)
     written = {entry.name for entry in files.read_index(done.path).records} if done.path else set()
     done.records = len(written)
     outdated = _outdated(listing, done.path, written, done.problems)
@@ -69,6 +73,32 @@ def compact(ledger: Ledger, settle: float = SETTLE) -> Compaction:
         path.unlink(missing_ok=True)
     done.cleared = len(outdated)
     return done
+
+
+def write_compacted(path: Path, chunks: Iterable[Sequence[tuple[Entry, Any]]], verify: Callable[[Path], None]) -> None:
+    """Write a compacted file of records and their tables, whole or not at all; chunk after chunk, in order.
+
+    `verify` is called with the file before it gets its name, and raises where it is not as it should be.
+
+    The index in the footer (JSON, zlib, base64) holds of each record its name and, for each of the three sections, the
+    row group, the first row in it and the number of rows.
+    """
+    stored: list[tuple[Any, ...]] = []
+    with (
+        files.whole(path, verify) as file,
+        pq.ParquetWriter(
+            file, SCHEMA, compression="zstd", dictionary_pagesize_limit=_DICTIONARY, write_page_checksum=True
+        ) as writer,
+    ):
+        group = 0
+        for chunk in chunks:
+            spans, parts = _groups(group, [table for _, table in chunk])
+            stored += [(entry.name, *span) for (entry, _), span in zip(chunk, spans, strict=True)]
+            for part in parts:
+                writer.write_table(part, row_group_size=part.num_rows)
+                group += 1
+        text = json.dumps(stored, separators=(",", ":")).encode()
+        writer.add_key_value_metadata({files.INDEX.decode(): base64.b64encode(zlib.compress(text)).decode()})
 
 
 def merged(listing: Listing) -> list[Entry]:
@@ -155,6 +185,22 @@ def _members(path: Path, entries: Sequence[Entry], problems: list[str]) -> dict[
             tables[entry.name] = table.slice(start, count)
         start += count
     return tables
+
+
+def _groups(group: int, tables: Sequence[Any]) -> tuple[list[Span], list[Any]]:
+    """The records' places in a chunk that starts with row group `group`, and its row groups: one per section in use."""
+    counts = np.array([table.num_rows for table in tables], dtype=np.int64)
+    table = pa.concat_tables(tables)
+    sections, ends = files.sections(table, counts.tolist()), np.cumsum(counts)
+    columns: list[Any] = []
+    parts: list[Any] = []
+    for section in range(3):
+        mask = sections == section
+        inside = np.concatenate([[0], np.cumsum(mask)])
+        mine = inside[ends] - inside[ends - counts]
+        columns += [np.full_like(mine, group + len(parts)), np.cumsum(mine) - mine, mine]
+        parts += [table.filter(pa.array(mask))] if mask.any() else []
+    return [tuple(row) for row in np.stack(columns, axis=1).tolist()], parts
 
 
 def _verify(path: Path) -> None:

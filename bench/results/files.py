@@ -20,19 +20,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.results.listing import Entry, Span, parse_name
+from bench.results import summaries
+from bench.results.listing import Entry, parse_name
 from bench.results.schema import SCHEMA, SCHEMA_VERSION
 
-_INDEX = b"bench.records"
+INDEX = b"bench.records"
 REPETITIVE = ("config", "versions")  # long texts that repeat on every row of a trial: kept once in memory
 Depth = Literal["first", "scores", "all"]  # of each record: its first row, its test scores too, all rows
 _SECTIONS = {"first": 1, "scores": 2, "all": 3}
 _SECTION_FIELDS = ("split", "value")  # what tells in which section a row belongs
 CHUNK, LEAST = 512, 128  # records of a chunk; fewer where a sweep's stage ends, if it has the second at least
-_DICTIONARY = 16 << 20  # bytes; the configurations of a chunk fit
 DAMAGED = (ValueError, KeyError, TypeError, zlib.error)  # what an index that is none raises
 _READ: Any = pa.schema(  # the schema as it is read in bulk
     [f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in REPETITIVE else f for f in SCHEMA]
@@ -68,7 +67,7 @@ def read_index(path: Path) -> Index:
 def load_index(path: Path) -> Index:
     """Read a compacted file's footer; raises `DAMAGED`, or what pyarrow raises, for a damaged one."""
     metadata = pq.read_metadata(path)
-    stored = json.loads(zlib.decompress(base64.b64decode((metadata.metadata or {})[_INDEX])))
+    stored = json.loads(zlib.decompress(base64.b64decode((metadata.metadata or {})[INDEX])))
     records, by_trial = [], {}  # type: ignore[var-annotated]
     for name, *span in stored:
         entry = parse_name(name, path, tuple(span))
@@ -102,6 +101,19 @@ class Part:
 def read_files(
     entries: Sequence[Entry], numbers: Sequence[int], columns: Sequence[str] | None, *, depth: Depth
 ) -> Part:
+    """The rows of records, to a depth, that have files of their own: of their summaries where those are enough."""
+    if depth == "all" or columns is None or not summaries.COVERED.issuperset(columns):
+        return _read_columns(entries, numbers, columns, depth)
+    paths, order = [entry.path for entry in entries], np.asarray(numbers, dtype=np.int64)
+    table, places, lacking = summaries.read_summaries(paths, columns, _READ, scores=depth == "scores")
+    rest = _read_columns([entries[n] for n in lacking], order[lacking].tolist(), columns, depth)
+    rows = np.concatenate([order[places], rest.rows])
+    return Part(pa.concat_tables([table, rest.table]), rows, rest.problems, rest.gone)
+
+
+def _read_columns(
+    entries: Sequence[Entry], numbers: Sequence[int], columns: Sequence[str] | None, depth: Depth
+) -> Part:
     """The rows of records, to a depth, that have files of their own."""
     wanted = None if columns is None else list(dict.fromkeys((*columns, *_SECTION_FIELDS)))
     results = [_present(entry.path, wanted) for entry in entries]
@@ -113,7 +125,7 @@ def read_files(
     # In one piece: filtering and keeping thousands of small ones takes twice the time and memory of reading them.
     table = pa.concat_tables([empty(wanted), *(table for _, table in good)]).combine_chunks()
     if depth != "all":
-        mask = _sections(table, counts) < _SECTIONS[depth]
+        mask = sections(table, counts) < _SECTIONS[depth]
         table, rows = table.filter(pa.array(mask)), rows[mask]
     lines = [result for result in results if isinstance(result, str)]
     gone = [number for number, result in zip(numbers, results, strict=True) if result is None]
@@ -134,8 +146,8 @@ def read_members(
         ) as file:
             if not file.schema_arrow.equals(_READ):
                 return Part(empty(columns), order[:0], [_foreign(path, file.schema_arrow)])
-            sections = [spans[:, section] for section in range(_SECTIONS[depth])]
-            parts = [_rows(file, section, order, names) for section in sections]
+            places = [spans[:, section] for section in range(_SECTIONS[depth])]
+            parts = [_rows(file, place, order, names) for place in places]
     except FileNotFoundError:
         return Part(empty(columns), order[:0], [], numbers)
     except (pa.ArrowException, OSError) as error:
@@ -147,36 +159,12 @@ def read_members(
 def write_file(table: Any, path: Path) -> None:
     """Write one record's file whole or not at all.
 
-    Uncompressed and without statistics: a small file is smaller so, and read in two thirds of the time.
+    Uncompressed and without statistics: a small file is smaller so, and read in two thirds of the time. Between its
+    last column and its footer lies a summary (see `summaries`).
     """
-    with whole(path) as file:
-        pq.write_table(table, file, compression="none", write_statistics=False)
-
-
-def write_compacted(path: Path, chunks: Iterable[Sequence[tuple[Entry, Any]]], verify: Callable[[Path], None]) -> None:
-    """Write a compacted file of records and their tables, whole or not at all; chunk after chunk, in order.
-
-    `verify` is called with the file before it gets its name, and raises where it is not as it should be.
-
-    The index in the footer (JSON, zlib, base64) holds of each record its name and, for each of the three sections, the
-    row group, the first row in it and the number of rows.
-    """
-    stored: list[tuple[Any, ...]] = []
-    with (
-        whole(path, verify) as file,
-        pq.ParquetWriter(
-            file, SCHEMA, compression="zstd", dictionary_pagesize_limit=_DICTIONARY, write_page_checksum=True
-        ) as writer,
-    ):
-        group = 0
-        for chunk in chunks:
-            spans, parts = _chunk(group, [table for _, table in chunk])
-            stored += [(entry.name, *span) for (entry, _), span in zip(chunk, spans, strict=True)]
-            for part in parts:
-                writer.write_table(part, row_group_size=part.num_rows)
-                group += 1
-        text = json.dumps(stored, separators=(",", ":")).encode()
-        writer.add_key_value_metadata({_INDEX.decode(): base64.b64encode(zlib.compress(text)).decode()})
+    with whole(path) as file, pq.ParquetWriter(file, SCHEMA, compression="none", write_statistics=False) as writer:
+        writer.write_table(table)
+        file.write(summaries.summary_of(table))
 
 
 @contextmanager
@@ -195,13 +183,12 @@ def whole(path: Path, verify: Callable[[Path], None] | None = None) -> Iterator[
         partial.unlink(missing_ok=True)
 
 
-def _sections(table: Any, counts: Sequence[int]) -> Any:
+def sections(table: Any, counts: Sequence[int]) -> Any:
     """The section of each row, int `[rows]`: 0 for the first of a record's `counts` rows, 1 for test scores, else 2."""
-    test = pc.and_(pc.fill_null(pc.equal(table["split"], "test"), False), pc.is_valid(table["value"]))
-    sections = np.where(test.to_numpy(zero_copy_only=False), 1, 2)
+    found = np.where(summaries.scored(table).to_numpy(zero_copy_only=False), 1, 2)
     starts = np.cumsum([0, *counts])[:-1]
-    sections[starts[np.asarray(counts, dtype=np.int64) > 0]] = 0
-    return sections
+    found[starts[np.asarray(counts, dtype=np.int64) > 0]] = 0
+    return found
 
 
 def size(entry: Entry) -> int:
@@ -213,22 +200,6 @@ def empty(columns: Sequence[str] | None) -> Any:
     """A table of no rows, of the columns and types that bulk reading gives."""
     table = _READ.empty_table()
     return table if columns is None else table.select(list(columns))
-
-
-def _chunk(group: int, tables: Sequence[Any]) -> tuple[list[Span], list[Any]]:
-    """The records' places in a chunk that starts with row group `group`, and its row groups: one per section in use."""
-    counts = np.array([table.num_rows for table in tables], dtype=np.int64)
-    table = pa.concat_tables(tables)
-    sections, ends = _sections(table, counts.tolist()), np.cumsum(counts)
-    columns: list[Any] = []
-    parts: list[Any] = []
-    for section in range(3):
-        mask = sections == section
-        inside = np.concatenate([[0], np.cumsum(mask)])
-        mine = inside[ends] - inside[ends - counts]
-        columns += [np.full_like(mine, group + len(parts)), np.cumsum(mine) - mine, mine]
-        parts += [table.filter(pa.array(mask))] if mask.any() else []
-    return [tuple(row) for row in np.stack(columns, axis=1).tolist()], parts
 
 
 def _rows(file: Any, section: Any, numbers: Any, columns: list[str] | None) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ _FINALITY = ("finished", "pruned", "failed", REMOVED)  # the first outweighs the
 _LEAST = {status: -place for place, status in enumerate(_FINALITY)}
 
 
-Span = tuple[int, ...]  # where a record's rows lie in a compacted file: see `files.write_compacted`
+Span = tuple[int, ...]  # where a record's rows lie in a compacted file: see `compact.write_compacted`
 
 
 class Entry(NamedTuple):
