@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import cli_cluster, cli_data
+from bench import cli_cluster, cli_data, cli_look
 from bench.cli_data import DataRoot
 from bench.errors import BenchError
 
@@ -179,6 +179,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, dataset, sweep or e
     _console().print(details(name))
 
 
+cli_look.register(app)
 cli_cluster.register(app)
 
 

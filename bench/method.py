@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -14,6 +14,14 @@ from bench.images import ImageBatch
 from bench.records import Record
 
 Views = tuple[Tensor, ...]
+
+
+class Shown(NamedTuple):
+    """What a person is shown of a batch's views: its name, pictures `[B,3,h,w]` in 0..1, a caption for each or none."""
+
+    name: str
+    pictures: Tensor
+    captions: tuple[str, ...] = ()
 
 
 class Method(nn.Module, ABC):
@@ -88,6 +96,15 @@ class Method(nn.Module, ABC):
     def pictures(self, images: ImageBatch, size: int) -> Mapping[str, Tensor]:
         """Pictures `[3,H,W]` in 0..1 by name, to be kept beside the encoder; called as `validation` is."""
         return {}
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """What a person is shown of the views of `count` images: those that are pictures, as the network gets them.
+
+        A method whose views are not pictures, or which hides a part of them later, says here how they look.
+        """
+        pictures = [view.float() for view in views if view.dim() == 4 and view.shape[1] == 3 and not len(view) % count]
+        parts = [part for view in pictures for part in view.unflatten(0, (count, -1)).unbind(1)]
+        return [Shown(f"view {number}" if len(parts) > 1 else "the view", part) for number, part in enumerate(parts, 1)]
 
     @classmethod
     def check(cls, config: Any, backbone: str) -> None:

@@ -14,9 +14,12 @@ where the grid does not divide the side; `cut` of 3 x 3 tiles of 16 px 80,000.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.draw import Draw
 from bench.errors import BadInput
+
+GRAY = 0.5  # between tiles: photographs often have a white ground, or a dark one
 
 WORD = 2**32 - 1
 
@@ -140,6 +143,20 @@ def cut(x: Tensor, grid: int, tile: int, offsets: Tensor) -> Tensor:
     plane = torch.arange(batch * channels, device=x.device).view(batch, 1, channels, 1, 1) * size
     index = (plane + rows.view(batch, -1, 1, tile, 1)) * size + columns.view(batch, -1, 1, 1, tile)
     return x.reshape(-1).index_select(0, index.view(-1)).view(index.shape)
+
+
+def lay_out(tiles: Tensor, order: Tensor | None = None, gap: int = 2) -> Tensor:
+    """Tiles `[B,N*N,3,t,t]` in 0..1 as one picture `[B,3,S,S]` of each image, row by row, with gray gaps.
+
+    `order`: `[B,N*N]`, which tile lies at each place; by default each where it is.
+    """
+    if order is not None:
+        tiles = tiles[torch.arange(len(tiles), device=tiles.device).unsqueeze(1), order]
+    grid = round(tiles.shape[1] ** 0.5)
+    spaced = F.pad(tiles, (0, gap, 0, gap), value=GRAY).unflatten(1, (grid, grid))
+    whole: Tensor = spaced.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    side = whole.shape[2] - gap
+    return whole[:, :, :side, :side]
 
 
 def tile_side(size: int, grid: int) -> int:

@@ -24,7 +24,7 @@ from bench.draw import Draw
 from bench.encoders import Encoder
 from bench.images import ImageBatch
 from bench.lab import bins, lab_to_srgb, lightness, srgb_to_lab
-from bench.method import Method, Views
+from bench.method import Method, Shown, Views
 from bench.records import Record
 from bench.views import centre_crop, crop, random_resized_crop
 
@@ -86,6 +86,16 @@ class Colorization(Method):
         low, high = self.config.crop.low, self.config.crop.high
         boxes = random_resized_crop(images.aspect, draw, (low, high))
         return self._split(crop(images, boxes, size, flip=draw.chance(self.config.crop.flip)))
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """What the encoder sees, and the colours that it is to tell: of each pixel those of its nearest cell."""
+        gray, ab = views
+        name = "the colours to tell"
+        if self.codec:
+            ab, name = self.codec.centres[self.codec(ab)[0][:, 0]].movedim(-1, 1), f"{name}, in cells"
+        size = gray.shape[2:]
+        told = lab_to_srgb(torch.cat((100 * gray[:, :1], F.interpolate(ab, size=size)), dim=1))
+        return [Shown("what the encoder sees", gray.float()), Shown(name, told)]
 
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """The mean over all pixels, those of near-gray pictures as zero."""

@@ -31,8 +31,8 @@ from bench.draw import Draw
 from bench.encoders import Encoder, VisionTransformer
 from bench.errors import BadInput
 from bench.images import ImageBatch
-from bench.method import Method, Views
-from bench.patches import cut, numbers
+from bench.method import Method, Shown, Views
+from bench.patches import cut, lay_out, numbers
 from bench.permutations import Choice, permutation_set
 
 SMALLEST = 8  # px: a tile with less shows nothing
@@ -122,6 +122,18 @@ class Jigsaw(Method):
         """Tiles `[N,3,t,t]` that the encoder's own normalisation brings to zero mean and unit deviation."""
         deviation, mean = torch.std_mean(tiles, dim=(2, 3), correction=0, keepdim=True)
         return (tiles - mean) / deviation.clamp(min=FLAT) * self.encoder.std + self.encoder.mean
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """The tiles where they belong, and laid out in the first of an image's orders, whose number is to be told."""
+        tiles, which = views
+        tiles, first = tiles.float().clamp(0, 1).unflatten(0, (count, -1)), which[:, 0]
+        orders = self.orders[first]
+        captions = []
+        for number, order in zip(first.tolist(), orders.tolist(), strict=True):
+            told = "".join(str(tile + 1) for tile in order) if len(order) < 10 else ""
+            captions.append(f"order {number + 1} {told}".rstrip())
+        places = Shown("tiles where they belong", lay_out(tiles))
+        return [places, Shown("as laid out", lay_out(tiles, orders), tuple(captions))]
 
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """Cross entropy over the P orders, and the accuracy."""

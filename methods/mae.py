@@ -17,7 +17,7 @@ from bench.draw import Draw
 from bench.encoders import ENCODERS, Encoder, VisionTransformer, sine_positions
 from bench.errors import BadInput
 from bench.images import ImageBatch
-from bench.method import Method, Views
+from bench.method import Method, Shown, Views
 from bench.records import Record
 from bench.views import centre_crop, crop, random_resized_crop
 
@@ -78,6 +78,11 @@ class MAE(Method):
         view = crop(images, boxes, size, flip=draw.chance(settings.flip))
         return view, draw.permutation((size // self.encoder.patch) ** 2)
 
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """The whole view, and what of it the encoder sees."""
+        view, order = views
+        return [Shown("the view", view.float()), Shown("what the encoder sees of it", self._masked(view, order))]
+
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """The mean squared error over the masked patches of this worker's images (section 3)."""
         images, order = views
@@ -126,14 +131,18 @@ class MAE(Method):
             mean, deviation = _moments(true)
             drawn = drawn * deviation + mean
         drawn = unpatchify(torch.where(hidden[:, :, None], drawn, true), patch, size)
-        masked = unpatchify(patchify(view, patch).masked_fill(hidden[:, :, None], 0.5), patch, size)
-        rows = torch.cat((masked, drawn * self.encoder.std + self.encoder.mean, view)).clamp(0, 1)
+        rows = torch.cat((self._masked(view, order), drawn * self.encoder.std + self.encoder.mean, view)).clamp(0, 1)
         return {"masked_restored_original": make_grid(rows, nrow=len(images))}
 
     def _fixed(self, images: ImageBatch, size: int) -> tuple[Tensor, Tensor]:
         view = crop(images, centre_crop(images.aspect), size)
         draw = Draw(FIXED, len(images), device=images.device)
         return view, draw.permutation((size // self.encoder.patch) ** 2)
+
+    def _masked(self, view: Tensor, order: Tensor) -> Tensor:
+        """Views `[B,3,S,S]` with gray in place of the masked patches."""
+        patches = patchify(view.float(), self.encoder.patch).masked_fill(self._hidden(order)[:, :, None], 0.5)
+        return unpatchify(patches, self.encoder.patch, view.shape[2])
 
     def _hidden(self, order: Tensor) -> Tensor:
         """Booleans `[B,N]` in the order of the patches: which are masked."""

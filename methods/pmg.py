@@ -22,7 +22,7 @@ from bench.draw import Draw
 from bench.encoders import ENCODERS, OWN, Encoder
 from bench.errors import BadInput
 from bench.images import ImageBatch
-from bench.method import SupervisedMethod, Views
+from bench.method import Shown, SupervisedMethod, Views
 from bench.patches import shuffle_tiles
 
 LEVELS = 3  # stages with a head of their own; the step after them takes their concatenation
@@ -87,6 +87,11 @@ class PMG(SupervisedMethod):
     def patches(self) -> list[int]:
         """Patches per side at each of the three levels."""
         return [max(1, self.config.finest >> level) for level in range(LEVELS)]
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """What each of the four steps sees."""
+        names = [*(f"{patches} x {patches} patches" for patches in self.patches()), "the whole view"]
+        return [Shown(name, view.float()) for name, view in zip(names, views, strict=False)]
 
     def steps(self, views: Views) -> Iterable[Views]:
         """Yield (view, labels, level) of each step; the level 0..3 lies on the CPU, no one waits to read it."""

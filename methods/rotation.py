@@ -26,7 +26,7 @@ from bench.draw import Draw
 from bench.encoders import Encoder
 from bench.heads import mlp
 from bench.images import ImageBatch
-from bench.method import Method, Views
+from bench.method import Method, Shown, Views
 
 TURNS = 4
 
@@ -53,6 +53,11 @@ class Rotation(Method):
         """One random view of each image in all its turns `[B*4,3,size,size]`, the four of an image together."""
         upright = augment(images, draw, size, self.config)
         return (torch.stack([upright.rot90(turns, (2, 3)) for turns in range(TURNS)], dim=1).flatten(0, 1),)
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """One view in all its turns."""
+        turned = views[0].float().unflatten(0, (count, TURNS)).unbind(1)
+        return [Shown(f"turned by {90 * turns} degrees", view) for turns, view in enumerate(turned)]
 
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:
         """Cross entropy over the four turns (equation 3), and the accuracy."""

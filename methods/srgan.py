@@ -23,7 +23,7 @@ from bench.draw import Draw
 from bench.encoders import OWN, Encoder
 from bench.errors import BadInput
 from bench.images import ImageBatch
-from bench.method import Method, Views
+from bench.method import Method, Shown, Views
 from bench.records import Record
 from bench.views import centre_crop, crop, random_resized_crop
 from bench.weights import imagenet_weights, weights_file
@@ -116,6 +116,12 @@ class SRGAN(Method):
         settings = self.config.crop
         boxes = random_resized_crop(images.aspect, draw, (settings.low, settings.high), (1.0, 1.0))
         return _pair(crop(images, boxes, size, flip=draw.chance(settings.flip)))
+
+    def shown(self, views: Views, count: int) -> list[Shown]:
+        """The reduction, its pixels enlarged, and what it is to be restored to."""
+        high, low = views
+        reduced = Shown(f"reduced to {low.shape[-1]} px", F.interpolate(low.float(), scale_factor=sr.FACTOR))
+        return [reduced, Shown("what it is to be restored to", high.float())]
 
     def restore(self, low: Tensor) -> Tensor:
         """Return images `[B,3,4h,4w]`, nominally in 0..1, of `[B,3,h,w]` in 0..1."""

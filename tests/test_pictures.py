@@ -13,11 +13,12 @@ from bench.data.dataset import resolve
 from bench.data.pack import open_pack, pack_size
 from bench.encoders import Encoder, build_encoder
 from bench.errors import BadData, BadInput
+from bench.patches import lay_out
 from bench.pictures.album import jpeg, reread
 from bench.pictures.make import make_album
 from bench.pictures.probing import grad_cam, overlay
+from bench.pictures.ranges import ends
 from bench.pictures.scene import open_scene, spread
-from bench.pictures.viewing import ends, laid_out
 from bench.registry import configure
 from bench.space import Domain
 from bench.training import checkpoint
@@ -158,22 +159,26 @@ def test_neighbours_are_of_train_and_marked_by_class(world: Any, tmp_path: Path)
 def test_jigsaw_shows_its_tiles_and_the_order(world: Any, tmp_path: Path) -> None:
     trial = trial_of(world, "jigsaw", permutations=10, tile=8, grid=2)
     save_encoder(tmp_path, trial)
-    strip = next(strip for strip in album_of(world, tmp_path, trial).strips if strip.title == "Jigsaw's permutations")
-    orders = {row.pictures[2].caption for row in strip.rows}
-    assert all(sorted(caption.split(": ")[1].split()) == ["1", "2", "3", "4"] for caption in orders)
+    strips = album_of(world, tmp_path, trial).strips
+    strip = next(strip for strip in strips if strip.title == "What the method is given")
+    said = [row.pictures[2].caption.rsplit(" ", 1) for row in strip.rows]
+    assert all(start.startswith("as laid out: order ") for start, _ in said)
+    assert all(sorted(order) == ["1", "2", "3", "4"] for _, order in said)
 
 
 def test_tiles_are_laid_out_row_by_row() -> None:
     tiles = torch.stack([torch.full((3, 2, 2), value) for value in (0.1, 0.2, 0.3, 0.4)])
-    whole = laid_out(tiles, gap=1)
+    (whole,) = lay_out(tiles[None], gap=1)
     assert whole.shape == (3, 5, 5)
     assert [round(float(whole[0, y, x]), 1) for y, x in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))] == [
         0.1,
         0.2,
         0.3,
         0.4,
-        1.0,
+        0.5,
     ]
+    (turned,) = lay_out(tiles[None], torch.tensor([[3, 0, 1, 2]]), gap=1)
+    assert [round(float(turned[0, y, x]), 1) for y, x in ((0, 0), (0, 4), (4, 0), (4, 4))] == [0.4, 0.1, 0.2, 0.3]
 
 
 def test_what_is_not_at_hand_is_a_reason(world: Any, tmp_path: Path) -> None:

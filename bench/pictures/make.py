@@ -9,7 +9,7 @@ from bench.errors import BenchError
 from bench.pictures.album import Album, Picture, Row, Strip, reread
 from bench.pictures.probing import cam_strips, neighbour_strip, probe
 from bench.pictures.scene import Scene, open_scene
-from bench.pictures.viewing import tile_strips, view_strips
+from bench.pictures.viewing import given_strip, view_strips
 from bench.records import parse
 from bench.space import Domain
 
@@ -30,11 +30,9 @@ def make_album(
         return Album(title, trial_id, missing=(f"No pictures: {error}.",))
     kinds: dict[str, Callable[[], list[Strip]]] = {
         "Grad-CAM and neighbours": lambda: _probed(scene, chosen),
-        "views": lambda: view_strips(scene, _space(record, scene)),
+        "views": lambda: [*view_strips(scene, _space(record, scene)), *given_strip(scene)],
         "pictures of its own": lambda: saved_strips(scene.folder),
     }
-    if scene.trial.method == "jigsaw":
-        kinds["tiles"] = lambda: tile_strips(scene)
     strips, missing = [], []
     for kind, make in kinds.items():
         try:

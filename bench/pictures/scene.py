@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import mirror
 from bench.data.pack import PACK_VERSION, Pack, open_pack, pack_size
 from bench.data.source import Source
 from bench.encoders import Encoder, build_encoder
@@ -45,7 +46,7 @@ class Scene:
         Raises BadInput where the encoder's file is not at hand, TrialFailed where it cannot be read.
         """
         path = self.folder / "encoder.safetensors"
-        if not path.is_file():
+        if not mirror.fetch(path):
             raise BadInput(f"the encoder's file {path.parent.name}/{path.name} is not at hand")
         tensors, _ = checkpoint.load(path)
         method = self.untrained(self.trial.config)
@@ -62,10 +63,7 @@ class Scene:
 
     def untrained(self, config: Mapping[str, Any]) -> Method:
         """The method with another configuration and fresh weights."""
-        encoder = build_encoder(self.trial.training.backbone, 0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build(self.trial.method, config, encoder, classes=2).eval()
+        return untrained(self.trial.method, config, self.trial.training.backbone)
 
     def pack(self, fingerprint: str) -> Pack:
         """A dataset's pack; BadInput where none was made on this machine."""
@@ -96,6 +94,14 @@ def open_scene(config: str, record: Mapping[str, Any], out: Path, cache: Path) -
         for key, value in (data if isinstance(data, Mapping) else {}).items()
     }
     return Scene(trial, sources, out / "trials" / trial.pretrain_id[:16], cache)
+
+
+def untrained(method: str, config: Mapping[str, Any], backbone: str) -> Method:
+    """A method with fresh weights, always the same, in evaluation mode; its views do not depend on them."""
+    encoder = build_encoder(backbone, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(method, config, encoder, classes=2).eval()
 
 
 def spread(rows: Tensor, most: int) -> Tensor:

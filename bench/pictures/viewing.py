@@ -1,105 +1,88 @@
-"""What a method's views are: over the searched range of each of its hyperparameters, and jigsaw's tiles."""
+"""What a method's views look like: over the searched range of each of its hyperparameters, and what it is given.
 
-from collections.abc import Mapping
+The report's page and `bench views` both draw what is made here.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.draw import Draw
 from bench.errors import BenchError
 from bench.images import ImageBatch
+from bench.method import Method, Shown
 from bench.pictures.album import Picture, Row, Strip, jpeg
+from bench.pictures.ranges import ends, places, told
 from bench.pictures.scene import Scene, spread
 from bench.records import set_path
 from bench.space import Domain, Value
 from bench.sweep import split_path
 
 SHOWN = 4  # images
-PLACES = ("low", "middle", "high")
 
 
-def ends(domain: Domain) -> tuple[Value, ...]:
-    """The low, middle and high value of a range; the first, middle and last of a list of choices."""
-    if domain.choice is not None:
-        values = domain.choice
-        return tuple(dict.fromkeys((values[0], values[len(values) // 2], values[-1])))
-    if domain.integers is not None:
-        low, high = domain.integers
-        return tuple(dict.fromkeys((low, (low + high) // 2, high)))
-    first, last = domain.uniform or domain.log_uniform or (0.0, 0.0)
-    middle = (first * last) ** 0.5 if domain.log_uniform else (first + last) / 2
-    return tuple(dict.fromkeys((first, middle, last)))
+def looks(method: Method, images: ImageBatch, draw: Draw, size: int) -> list[Shown]:
+    """What is shown of the views of `images`: empty where a method has none."""
+    with torch.no_grad():
+        return method.shown(method.views(images, draw, size), len(images))
+
+
+def differ(one: Sequence[Shown], other: Sequence[Shown]) -> bool:
+    """Whether two looks at the same images show anything different."""
+    alike = len(one) == len(other) and all(
+        a.captions == b.captions and torch.equal(a.pictures, b.pictures) for a, b in zip(one, other, strict=True)
+    )
+    return not alike
 
 
 def view_strips(scene: Scene, space: Mapping[str, Domain]) -> list[Strip]:
     """A strip for each searched hyperparameter that changes the views; the same images and random numbers."""
     pack = scene.pack(scene.trial.data)
-    images = pack.batch(spread(pack.pretraining_rows(), SHOWN))
+    images = pack.batch(spread(pack.pretraining_rows(), SHOWN), labelled=True)
     strips = []
     for path, domain in sorted(space.items()):
         place, key = split_path(path)
-        shown = [(value, _views(scene, images, key, value)) for value in ends(domain)] if place == "method" else []
-        known = [(value, view) for value, view in shown if view is not None]
-        if len(known) > 1 and any(not torch.equal(known[0][1], view) for _, view in known[1:]):
-            strips.append(_strip(path, known, pack.name))
+        shown = [(value, _changed(scene, images, key, value)) for value in ends(domain)] if place == "method" else []
+        known = [(value, views) for value, views in shown if views]
+        if any(differ(known[0][1], views) for _, views in known[1:]):
+            strips.append(_strip(path, domain, known, pack.name))
     return strips
 
 
-def _strip(path: str, known: list[tuple[Value, Tensor]], dataset: str) -> Strip:
-    names = PLACES if len(known) == len(PLACES) else tuple("" for _ in known)
+def given_strip(scene: Scene) -> list[Strip]:
+    """Some images, each with what the method is given of it; none for a method without views."""
+    pack = scene.pack(scene.trial.data)
+    images = pack.batch(spread(pack.pretraining_rows(), SHOWN), labelled=True)
+    shown = looks(scene.untrained(scene.trial.config), images, Draw(0, len(images)), scene.trial.training.image_size)
     rows = []
-    for name, (value, views) in zip(names, known, strict=True):
-        told = f"{path} = {value:.4g}" if isinstance(value, float) else f"{path} = {value}"
-        caption = f"{told} ({name})" if name else told
-        rows.append(Row(tuple(Picture(jpeg(view), f"view with {caption}") for view in views), caption))
+    for index, whole in enumerate(scene.whole(images)):
+        first = Picture(jpeg(whole), "the whole image", "image")
+        rows.append(Row((first, *(_picture(part, index) for part in shown))))
+    note = f"{pack.name}, images to pretrain on: one random draw of each, in this trial's configuration."
+    return [Strip("What the method is given", note, tuple(rows), flow=True)] if shown else []
+
+
+def _picture(part: Shown, index: int) -> Picture:
+    caption = f"{part.name}: {part.captions[index]}" if part.captions else part.name
+    return Picture(jpeg(part.pictures[index]), caption, caption)
+
+
+def _strip(path: str, domain: Domain, known: Sequence[tuple[Value, list[Shown]]], dataset: str) -> Strip:
+    named = places(tuple(value for value, _ in known), domain)
+    rows = []
+    for place, (value, views) in zip(named, known, strict=True):
+        caption = f"{told(path, value)} ({place})" if place else told(path, value)
+        alt = f"{views[-1].name} with {caption}"
+        rows.append(Row(tuple(Picture(jpeg(view), alt) for view in views[-1].pictures), caption))
     note = f"{dataset}, images to pretrain on; all else as in this trial, the same random numbers in every row."
     return Strip(f"Views over the searched range of {path}", note, tuple(rows))
 
 
-def _views(scene: Scene, images: ImageBatch, key: str, value: Value) -> Tensor | None:
-    """The last of the method's views `[B,3,H,W]` with one setting changed; None where it has none or refuses it."""
+def _changed(scene: Scene, images: ImageBatch, key: str, value: Value) -> list[Shown]:
+    """The looks with one setting changed; none where the method refuses it."""
+    config: dict[str, Any] = set_path(dict(scene.trial.config), key, value)
     try:
-        method = scene.untrained(set_path(dict(scene.trial.config), key, value))
-        with torch.no_grad():
-            made = method.views(images, Draw(0, len(images)), scene.trial.training.image_size)
+        return looks(scene.untrained(config), images, Draw(0, len(images)), scene.trial.training.image_size)
     except (BenchError, RuntimeError, ValueError):
-        return None
-    pictures = [view for view in made if view.dim() == 4 and len(view) == len(images) and view.shape[1] == 3]
-    return pictures[-1].float() if pictures else None
-
-
-def tile_strips(scene: Scene) -> list[Strip]:
-    """For jigsaw: an image, its tiles where they belong, and laid out in an order with the number to be told."""
-    from methods.jigsaw import Jigsaw
-
-    config: dict[str, Any] = {**scene.trial.config, "normalise": False}
-    method = scene.untrained(config)
-    assert isinstance(method, Jigsaw)
-    pack = scene.pack(scene.trial.data)
-    images = pack.batch(spread(pack.pretraining_rows(), SHOWN))
-    with torch.no_grad():
-        tiles, which = method.views(images, Draw(0, len(images)), scene.trial.training.image_size)
-    tiles = tiles.unflatten(0, (len(images), -1))
-    rows = []
-    for view, own, number in zip(scene.whole(images), tiles, which[:, 0].tolist(), strict=True):
-        order = method.orders[number]
-        told = " ".join(str(tile + 1) for tile in order.tolist())
-        pictures = (
-            Picture(jpeg(view), "the whole image", "image"),
-            Picture(jpeg(laid_out(own)), "its tiles where they belong", "tiles of a random view"),
-            Picture(jpeg(laid_out(own[order])), f"its tiles in the order {told}", f"order {number}: {told}"),
-        )
-        rows.append(Row(pictures))
-    note = f"{pack.name}; the network is shown the last and must tell which of {len(method.orders)} orders it is."
-    return [Strip("Jigsaw's permutations", note, tuple(rows), flow=True)]
-
-
-def laid_out(tiles: Tensor, gap: int = 2) -> Tensor:
-    """Tiles `[N*N,3,t,t]` in 0..1 as one picture, row by row, with white gaps."""
-    grid, side = round(len(tiles) ** 0.5), tiles.shape[-1]
-    whole = tiles.new_ones(3, grid * (side + gap) - gap, grid * (side + gap) - gap)
-    for place, tile in enumerate(tiles):
-        top, left = (side + gap) * (place // grid), (side + gap) * (place % grid)
-        whole[:, top : top + side, left : left + side] = tile
-    return whole
+        return []
