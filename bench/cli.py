@@ -34,7 +34,9 @@ app = typer.Typer(
 
 app.add_typer(cli_data.app, name="data")
 
-Out = Annotated[Path, typer.Option("--out", help="Folder of everything a run makes.", envvar="BENCH_OUT")]
+Out = Annotated[
+    str, typer.Option("--out", help="Folder, or s3://... address, of everything a run makes.", envvar="BENCH_OUT")
+]
 _MANY = "; may be repeated, or separated by commas."
 SweepName = Annotated[str, typer.Option("--sweep", help="A sweep's name, or the path of a TOML file.")]
 
@@ -56,7 +58,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set any field; may be repeated.")
     ] = None,
     data_root: DataRoot = None,
-    out: Out = Path("results"),
+    out: Out = "results",
     address: Annotated[str | None, typer.Option(help="A Ray cluster; else RAY_ADDRESS, else a local Ray.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that a local Ray may use; else all.")] = None,
     log_to: Annotated[
@@ -94,7 +96,7 @@ def run(
 
 @app.command()
 def report(
-    out: Out = Path("results"),
+    out: Out = "results",
     sweep: Annotated[str | None, typer.Option("--sweep", help="One sweep; else all.")] = None,
     form: Annotated[
         str, typer.Option("--format", help="terminal, md, latex, csv, json, card, or parquet (which needs --to).")
@@ -112,6 +114,7 @@ def report(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Whether the page has pictures.")] = True,
 ) -> None:
     """Show the leaderboards: configurations chosen on validation, ranked by their test scores."""
+    from bench import mirror
     from bench.results.exports import columns_for, export
     from bench.results.questions import sweep_records
     from bench.results.reading import read_shown
@@ -123,16 +126,17 @@ def report(
     if html and (form != "terminal" or to or card):
         raise BenchError("--html FILE_OR_FOLDER writes the page: leave out --format, --to and --card")
     form, to = ("card", card) if card else (form, to)
+    folder = mirror.opened(out, "ledger", "sweeps")
     searched = any("search" in each for each in stage or ())
-    reading = read_shown(out, sweep, columns_for(form), every=html is not None, search=searched)
+    reading = read_shown(folder, sweep, columns_for(form), every=html is not None, search=searched)
     if reading.frame.empty and not reading.problems:
-        raise BenchError(_nothing(out, sweep))
+        raise BenchError(_nothing(out, folder, sweep))
     filters = filters_for(reading.frame, dataset=dataset, method=method, protocol=protocol, metric=metric, stage=stage)
-    records = sweep_records(out)
+    records = sweep_records(folder)
     if html:
         from bench.page.render import write_page
 
-        path = write_page(html, reading, sweep, out=out, records=records, filters=filters, pictures=pictures)
+        path = write_page(html, reading, sweep, out=folder, records=records, filters=filters, pictures=pictures)
         _console().print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
         return
     if form == "terminal":
@@ -148,14 +152,15 @@ def report(
 
 
 @app.command()
-def compact(out: Out = Path("results")) -> None:
+def compact(out: Out = "results") -> None:
     """Merge the results' many small files into few large ones; safe at any time, also beside a run."""
+    from bench import mirror
     from bench.results.compact import compact as merge
     from bench.results.ledger import Ledger
 
-    done = merge(Ledger(out))
+    done = merge(Ledger(mirror.opened(out, "ledger")))
     console = _console()
-    kept = f"{done.records:,} records are in {done.path}" if done.path else f"{out}: nothing to merge"
+    kept = f"{done.records:,} records are in {mirror.address(done.path)}" if done.path else f"{out}: nothing to merge"
     console.print(f"{kept}; {done.cleared:,} files cleared away", markup=False, soft_wrap=True)
     for problem in done.problems:
         console.print(f"left as it is: {problem}", style="yellow", markup=False, soft_wrap=True)
@@ -217,12 +222,13 @@ def _run(
         stack.enter_context(events.listening(board))
         stack.enter_context(show(board, console))
         agenda = Agenda(plan, force=force, retry_failed=retry_failed)
+        stack.callback(agenda.close)
         if not agenda.is_done():  # else no Ray is needed
             run_agenda(agenda, cluster or stack.enter_context(connect(None, cpus=cpus)), log_to)
     return agenda
 
 
-def _plan(sweep: "Sweep", out: Path, data_root: str | None, console: "Console") -> "Plan":
+def _plan(sweep: "Sweep", out: str, data_root: str | None, console: "Console") -> "Plan":
     from bench.data.pack import cache_folder
     from bench.plan import make_plan
 
@@ -230,7 +236,7 @@ def _plan(sweep: "Sweep", out: Path, data_root: str | None, console: "Console") 
         return make_plan(sweep, out=out, cache=cache_folder(), data_root=data_root)
 
 
-def _prepared(sweep: "Sweep", out: Path, data_root: str | None, console: "Console") -> "Plan":
+def _prepared(sweep: "Sweep", out: str, data_root: str | None, console: "Console") -> "Plan":
     """The plan, with its datasets packed and found usable before anything starts."""
     from bench.prepare import pack_all
     from bench.progress import packing
@@ -267,7 +273,9 @@ def _show_plan(plan: "Plan") -> None:
     _console().print(forecast(plan))
 
 
-def _end(agenda: "Agenda", out: Path) -> None:
+def _end(agenda: "Agenda", out: str) -> None:
+    from bench.storage import join
+
     console, tally = _console(), agenda.tally
     console.print(
         f"{tally.ran} trials ran, {tally.pruned} pruned, {tally.reused} known already, {len(tally.failures)} failed; "
@@ -281,7 +289,7 @@ def _end(agenda: "Agenda", out: Path) -> None:
         console.print(f"note: {note}", highlight=False, markup=False)
     for error, failures in tally.reasons():
         file, more = failures[0].file, f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-        where = f" (traceback: {out / file})" if file else ""
+        where = f" (traceback: {join(out, file)})" if file else ""
         console.print(f"failed: {failures[0].label}{more}: {error}{where}", style="red", highlight=False, markup=False)
     if agenda.interrupted or not agenda.is_done():
         console.print("interrupted: the same command goes on from here", style="yellow")
@@ -290,14 +298,14 @@ def _end(agenda: "Agenda", out: Path) -> None:
         raise typer.Exit(FAILED)
 
 
-def _nothing(out: Path, sweep: str | None) -> str:
+def _nothing(out: str, folder: Path, sweep: str | None) -> str:
     from bench.results.ledger import Ledger
 
     if sweep is None:
         return f"{out}: no results yet; `bench run --sweep simclr_gamma --out {out}` makes some"
     from bench.errors import suggestion
 
-    known = Ledger(out).read(columns=["sweep"], depth="first").frame["sweep"].unique()
+    known = Ledger(folder).read(columns=["sweep"], depth="first").frame["sweep"].unique()
     return f"{out}: no results of sweep {sweep!r}{suggestion(sweep, known)}"
 
 

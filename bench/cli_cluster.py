@@ -73,16 +73,17 @@ def submit(
 def export(
     trial: Annotated[str, typer.Argument(help="The start of a trial's id, or a configuration's name with --seed.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; made if it is not there.")],
-    out: Annotated[Path, typer.Option("--out", help="Results folder that holds the trial.", envvar="BENCH_OUT")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", help="Results folder or address that holds the trial.", envvar="BENCH_OUT")
+    ] = "results",
     seed: Annotated[int | None, typer.Option(help="Which seed of a configuration.")] = None,
     sweep: Annotated[str | None, typer.Option("--sweep", help="Only this sweep's trials.")] = None,
 ) -> None:
     """Write a trained encoder as safetensors, with a model card and how to load it with torchvision or timm."""
+    from bench import mirror
     from bench.export import export_trial
 
-    done = export_trial(out, trial, to, seed=seed, sweep=sweep)
+    done = export_trial(mirror.opened(out, "ledger", "sweeps"), trial, to, seed=seed, sweep=sweep)
     console = _console()
     console.print(f"{done.label} (trial {done.trial_id[:12]}) is in {to}: {done.size / 2**20:.1f} MB", markup=False)
     console.print(f"{to / 'README.md'} says what it is and how to load it", markup=False, soft_wrap=True)

@@ -4,7 +4,8 @@ BenchError
 ├── BadInput         a wrong file, field, name or value; the message says which and what would be right
 │   └── UnknownName  a name that is not registered, with the nearest one that is
 ├── BadData          a dataset that cannot be used: no readable image, one class, an empty split
-└── TrialFailed      a trial that could not be finished: a loss that is not finite, a lost checkpoint
+├── TrialFailed      a trial that could not be finished: a loss that is not finite, a lost checkpoint
+└── StoreAway        a store of results that does not answer, after waiting for it; an OSError too
 """
 
 import difflib
@@ -36,6 +37,10 @@ class BadData(BenchError):
 
 class TrialFailed(BenchError):
     """A trial that could not be finished."""
+
+
+class StoreAway(BenchError, OSError):
+    """A store of results that does not answer, after waiting for it; an OSError too, as a disk's would be."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

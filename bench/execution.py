@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench import mirror
 from bench.distributed import rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
@@ -47,8 +48,8 @@ def run_job(job: Job, report: Report, device: torch.device) -> None:
     if rank() == 0:
         measurements, objective = evaluate(job, trainer.encoder)
         facts = _facts(job, trainer.encoder, history, objective, device, started, time.perf_counter() - clock)
-        patiently(Ledger(Path(job.out)).write, rows_table(facts, measurements))
-        outcome = {"objective": objective}
+        record = patiently(Ledger(job.results).write, rows_table(facts, measurements), job.generation)
+        outcome = {"objective": objective, "record": record.name}
     report({"finished": True, "epoch": job.trial.training.epochs, **outcome, **trainer.notes()})
 
 
@@ -73,12 +74,13 @@ class _Trainer:
 
     def train(self) -> History:
         """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
+        if not type(self.method).trains:
+            return History()
+        mirror.refresh(self.job.folder)
         saved = self.job.encoder
         history = self._load(saved)
         if history is not None:
             return history
-        if not type(self.method).trains:
-            return History()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         history = pretrain(
@@ -111,8 +113,10 @@ class _Trainer:
         line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {socket.gethostname()}: {text}\n"
         with suppress(OSError):
             self.job.folder.mkdir(parents=True, exist_ok=True)
-            with (self.job.folder / "notes.txt").open("a", encoding="utf-8") as file:
+            path = self.job.folder / "notes.txt"
+            with path.open("a", encoding="utf-8") as file:
                 file.write(line)
+            mirror.stored(path)
 
     def notes(self) -> dict[str, Any]:
         """What is to be said with the next report, once."""
@@ -137,7 +141,9 @@ class _Trainer:
             "parts": history.parts,
             "trial": self.job.trial.model_dump(mode="json"),
         }
-        patiently(path.with_name("trial.json").write_text, json.dumps(facts, indent=1), encoding="utf-8")
+        told = path.with_name("trial.json")
+        patiently(told.write_text, json.dumps(facts, indent=1), encoding="utf-8")
+        mirror.stored(told)
         self._save_pictures(path.parent)
         checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
         checkpoint.remove(self.job.state)
@@ -154,7 +160,9 @@ class _Trainer:
         self.method.eval()
         images = pack.batch(rows, self.device)
         for name, picture in self.method.pictures(images, self.job.trial.training.image_size).items():
-            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(folder / f"{name}.png"))
+            path = folder / f"{name}.png"
+            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(path))
+            mirror.stored(path)
 
 
 def _facts(

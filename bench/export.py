@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench import mirror
 from bench.draw import mix
 from bench.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, VisionTransformer, build_encoder, sine_positions
 from bench.errors import BadInput, suggestion
@@ -107,11 +108,11 @@ def trained_encoder(out: Path, pretrain_id: str, trial: Mapping[str, Any]) -> En
     """The encoder of a trial as it was evaluated, on the CPU. Raises BadInput where its weights are gone."""
     saved = out / "trials" / pretrain_id[:16] / "encoder.safetensors"
     encoder = _empty(trial["method"], trial["config"], trial["training"]["backbone"], trial["seed"])
-    if saved.exists():
+    if mirror.fetch(saved):
         tensors, _ = checkpoint.load(saved)
         checkpoint.restore_module(encoder, tensors)
     elif find_method(trial["method"]).trains:
-        raise BadInput(f"{saved}: the trial's weights are gone; `bench run --force` makes them again")
+        raise BadInput(f"{mirror.address(saved)}: the trial's weights are gone; `bench run --force` makes them again")
     return encoder.eval()
 
 

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from bench import mirror
 from bench.data.dataset import Dataset
 from bench.data.index import SPLITS
 from bench.data.pack import pack_size
@@ -66,6 +67,7 @@ def _trials(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job], settled
     table = Table(title="trials", title_justify="left", box=None, header_style="dim")
     for name in ("trial", "id", "state", "configuration"):
         table.add_column(name)
+    mirror.refresh(plan.out / "ledger", fixed=True)
     listing = Ledger(plan.out).listing()
     for name, jobs in draws.items():
         for job in jobs:

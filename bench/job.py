@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from bench import mirror
 from bench.data.source import Source
 from bench.records import Record
 from bench.space import Value
@@ -33,16 +34,22 @@ class Job(Record):
     draw: int | None = None
     swept: dict[str, Value] = Field(default_factory=dict)
     rungs: tuple[int, ...] = ()
-    out: str
+    out: str  # a folder, or an address on a store
     cache: str
     workers: int = 1
     threads: int = 1
+    generation: int = 0  # of its ledger record, at least: other machines' records may not be at hand
     provenance: Provenance = Provenance()
+
+    @cached_property
+    def results(self) -> Path:
+        """The results folder, or this machine's mirror of it."""
+        return mirror.local(self.out)
 
     @cached_property
     def folder(self) -> Path:
         """Checkpoints, encoder and errors of this pretraining, shared by all trials that use it."""
-        return Path(self.out) / "trials" / self.trial.pretrain_id[:16]
+        return self.results / "trials" / self.trial.pretrain_id[:16]
 
     @property
     def encoder(self) -> Path:

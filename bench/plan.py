@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import mirror
 from bench.data.dataset import Dataset, resolve
 from bench.data.source import Source
 from bench.evaluation.protocols import PROTOCOLS
@@ -49,7 +50,7 @@ class Plan:
     """A sweep with its data at hand.
 
     `gpus` is what one worker gets; `bf16` says whether precision "auto" means bf16 on the hardware at hand; `out` and
-    `cache` are absolute folders.
+    `cache` are absolute folders; of results on a store `out` is the mirror.
     """
 
     sweep: Sweep
@@ -98,7 +99,7 @@ class Plan:
         facts = {"sweep_id": self.sweep_id, **self.sweep.model_dump(mode="json")}
         facts["data"] = {fingerprint: source.model_dump() for fingerprint, source in self.sources.items()}
         temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        mirror.publish(temporary, path)
 
     def search_trial(self, candidate: str, values: Mapping[str, Value]) -> Trial:
         """The trial of a candidate's drawn configuration."""
@@ -164,7 +165,7 @@ class Plan:
             sources=self.sources,
             sweep=self.sweep.name,
             sweep_id=self.sweep_id,
-            out=str(self.out),
+            out=mirror.address(self.out),
             cache=str(self.cache),
             workers=workers,
             threads=max(1, int(resources.cpus_per_worker)),
@@ -173,14 +174,18 @@ class Plan:
         )
 
 
-def make_plan(sweep: Sweep, *, out: Path, cache: Path, data_root: str | None = None) -> Plan:
-    """Resolve the sweep's datasets (reads every image's bytes once, to know them by content); see `Plan.on`."""
+def make_plan(sweep: Sweep, *, out: Path | str, cache: Path, data_root: str | None = None) -> Plan:
+    """Resolve the sweep's datasets (reads every image's bytes once, to know them by content); see `Plan.on`.
+
+    `out`: a folder, or an address on a store, which is asked whether it answers.
+    """
+    folder = mirror.opened(out, "sweeps")
     resolved = {name: resolve(name, data_root) for name in (*sweep.evaluate.datasets, sweep.pretrain.dataset)}
     return Plan(
         sweep,
         resolved[sweep.pretrain.dataset],
         tuple(resolved[name] for name in dict.fromkeys(sweep.evaluate.datasets)),
-        out.absolute(),
+        folder,
         cache.absolute(),
     )
 

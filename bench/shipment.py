@@ -21,6 +21,7 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.plan import SHIPPED, find_provenance
+from bench.storage import is_remote, normal
 from bench.sweep import Sweep
 
 LIMIT_BYTES = 100 * 2**20  # Ray's own limit is 512 MiB, but the head keeps packages in memory
@@ -107,7 +108,9 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
 def _must_outlive(options: Mapping[str, Any], variables: Mapping[str, str]) -> None:
     """Results in a relative folder would be deleted together with the job's own folder."""
     out = variables.get("BENCH_OUT", str(options["out"]))
-    if not options.get("dry_run") and not Path(out).is_absolute() and not re.match(r"[a-z0-9]+:/", out):
+    if is_remote(out):
+        normal(out)  # an address that cannot be one, or holds a secret, is refused here
+    elif not options.get("dry_run") and not Path(out).is_absolute():
         raise BadInput(
             f"--out {out}: a job's own folder is deleted after it; name a folder that all machines share or an "
             "address, as in: bench submit -- run ... --out /shared/results (or s3://bucket/results)"

@@ -56,11 +56,11 @@ def normal(address: str) -> str:
     return os.path.normpath(Path(address.removeprefix("file://")).expanduser().absolute())
 
 
-def open_store(address: str) -> tuple[Any, str]:
+def open_store(address: str, *, tries: int | None = None) -> tuple[Any, str]:
     """The pyarrow filesystem of a remote address and the path in it; BadInput says what is wrong with the address.
 
     Credentials come from the environment, as the store's own tools read them; region and endpoint too, where the
-    address does not name them.
+    address does not name them. `tries`: how often S3 is asked before its answer counts; 1 for who has patience itself.
     """
     scheme, host, path, options = _parts(address)
     import pyarrow
@@ -68,7 +68,7 @@ def open_store(address: str) -> tuple[Any, str]:
     shown = f"{scheme}://{host}/{path}".rstrip("/")
     try:
         if scheme == "s3":
-            return _s3(host, **options), f"{host}/{path}".rstrip("/")
+            return _s3(host, tries or _TRIES, **options), f"{host}/{path}".rstrip("/")
         if scheme in ("gs", "gcs"):
             return _gs(host, **options), f"{host.removeprefix('anonymous@')}/{path}".rstrip("/")
         return _fsspec(shown)
@@ -106,7 +106,9 @@ def _options(scheme: str, query: str) -> dict[str, str]:
     return options
 
 
-def _s3(bucket: str, region: str = "", scheme: str = "", endpoint_override: str = "", anonymous: str = "") -> Any:
+def _s3(
+    bucket: str, tries: int, region: str = "", scheme: str = "", endpoint_override: str = "", anonymous: str = ""
+) -> Any:
     """The filesystem of an S3 bucket; a server other than Amazon's is named by the address or the environment."""
     if not endpoint_override:
         named = next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
@@ -114,7 +116,7 @@ def _s3(bucket: str, region: str = "", scheme: str = "", endpoint_override: str 
         scheme = scheme or given
     if not region and not endpoint_override:
         region = _region_of(bucket)
-    return _s3_at(region, scheme, endpoint_override.rstrip("/"), anonymous == "true")
+    return _s3_at(region, scheme, endpoint_override.rstrip("/"), anonymous == "true", tries)
 
 
 @lru_cache(maxsize=32)
@@ -125,7 +127,7 @@ def _region_of(bucket: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _s3_at(region: str, scheme: str, endpoint: str, anonymous: bool) -> Any:
+def _s3_at(region: str, scheme: str, endpoint: str, anonymous: bool, tries: int) -> Any:
     from pyarrow import fs
 
     return fs.S3FileSystem(
@@ -135,7 +137,8 @@ def _s3_at(region: str, scheme: str, endpoint: str, anonymous: bool) -> Any:
         anonymous=anonymous,
         connect_timeout=_CONNECT_S,
         request_timeout=_SILENCE_S,
-        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=_TRIES),
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=tries),
+        allow_delayed_open=True,  # a small object is one request, not three
     )
 
 

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bench.draw import mix
 from bench.errors import BenchError
+from bench.growing import Growing, fetched
 from bench.patience import patiently
 from bench.plan import Plan
 from bench.records import canonical_json
@@ -27,12 +28,22 @@ def study_path(plan: Plan) -> Path:
     return plan.out / "studies" / f"{plan.sweep.name}-{plan.sweep_id[:12]}.log"
 
 
-def open_studies(plan: Plan, *, fresh: bool = False) -> dict[str, optuna.Study]:
-    """Open the study of each candidate of the sweep, or begin it; `fresh` begins all of them anew."""
-    path = study_path(plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        path.unlink(missing_ok=True)
+def begin_studies(plan: Plan, *, fresh: bool = False) -> tuple[dict[str, optuna.Study], Growing]:
+    """Open the study of each candidate of the sweep, or begin it, and their journal; `fresh` begins all of them anew.
+
+    For the driver. What was drawn is on a store once the journal's `keep` has returned.
+    """
+    journal = Growing(study_path(plan))
+    return _studies(plan, journal.open(fresh=fresh)), journal
+
+
+def read_studies(plan: Plan) -> dict[str, optuna.Study]:
+    """The studies as they are now, for readers; none where the sweep has none yet."""
+    path = fetched(study_path(plan))
+    return _studies(plan, path) if path.exists() else {}
+
+
+def _studies(plan: Plan, path: Path) -> dict[str, optuna.Study]:
     storage = JournalStorage(Journal(path))
     return {name: _study(name, storage) for name in plan.sweep.candidates}
 
@@ -121,20 +132,18 @@ def _copy(study: optuna.Study) -> optuna.Study:
 def preview(plan: Plan, candidate: str, count: int) -> Iterator[dict[str, Value]]:
     """The first `count` draws: those made already, then those that would come next without new results."""
     study = _study(candidate, None)
-    if study_path(plan).exists():
-        for trial in open_studies(plan)[candidate].trials[:count]:
-            study.add_trial(trial)
-            yield trial.params
+    made = read_studies(plan)
+    for trial in made[candidate].trials[:count] if made else ():
+        study.add_trial(trial)
+        yield trial.params
     for _ in range(min(count, plan.sweep.draws(candidate)) - len(study.trials)):
         yield ask(study, plan).params
 
 
 def best_draws(plan: Plan) -> dict[str, dict[str, Value]]:
     """The best configuration of each candidate whose search has ended; not of those with missing or open draws."""
-    if not study_path(plan).exists():
-        return {}
     found = {}
-    for name, study in open_studies(plan).items():
+    for name, study in read_studies(plan).items():
         trials = study.trials[: plan.sweep.draws(name)]
         over = len(trials) == plan.sweep.draws(name) and all(trial.state.is_finished() for trial in trials)
         winner = best(study, plan)

@@ -13,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from bench.growing import fetched
 from bench.page.figures import Figure
 from bench.page.safe import label
 
@@ -40,7 +41,7 @@ def searches(out: Path | None, sweep: str, sweep_id: str, record: Mapping[str, A
             Searched(sweep, (), "The sweep's definition was not kept beside its results: no figures of the search.")
         ]
     path = out / "studies" / f"{Path(sweep).name}-{sweep_id[:12]}.log"
-    if not path.is_file():
+    if not fetched(path).is_file():
         return [Searched(name, (), f"The study {path.name} is missing: no figures of the search.") for name in names]
     return [_searched(name, path) for name in names]
 

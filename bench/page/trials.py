@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench import mirror
 from bench.errors import short
 from bench.page.safe import pretty_json
 from bench.results import wording
@@ -179,11 +180,13 @@ def _folder(first: Mapping[str, Any], out: Path | None) -> Path | None:
     """The trial's folder, where its name is a hash and it exists."""
     name = str(first.get("pretrain_id") or "")[:16]
     folder = out / "trials" / name if out and re.fullmatch("[0-9a-f]{16}", name) else None
+    if folder:
+        mirror.refresh(folder, without=".safetensors")  # weights are fetched where a picture needs them
     return folder if folder and folder.is_dir() else None
 
 
 def _files(folder: Path, out: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.relative_to(out).as_posix() for path in folder.iterdir() if not path.name.startswith(".")))
+    return tuple((folder / name).relative_to(out).as_posix() for name in mirror.names(folder))
 
 
 def _curves(folder: Path) -> tuple[Mapping[str, Any], ...]:

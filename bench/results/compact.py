@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench import mirror
 from bench.errors import BadData
 from bench.results import files
 from bench.results.files import CHUNK, LEAST
@@ -69,8 +70,7 @@ def compact(ledger: Ledger, settle: float = SETTLE) -> Compaction:
     if outdated:
         _to_disk(ledger.folder)
         time.sleep(settle)
-    for path in outdated:
-        path.unlink(missing_ok=True)
+    mirror.remove(*outdated)
     done.cleared = len(outdated)
     return done
 

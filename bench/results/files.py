@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench import mirror
 from bench.results import summaries
 from bench.results.listing import Entry, parse_name
 from bench.results.schema import SCHEMA, SCHEMA_VERSION
@@ -178,7 +179,7 @@ def whole(path: Path, verify: Callable[[Path], None] | None = None) -> Iterator[
             os.fsync(file.fileno())
         if verify is not None:
             verify(partial)
-        partial.replace(path)
+        mirror.publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

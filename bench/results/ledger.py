@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bench import mirror
 from bench.errors import UnknownName
 from bench.results import files
 from bench.results.files import Depth, Part
@@ -58,15 +59,20 @@ class Ledger:
         """`Listing.membership` of a fresh listing."""
         return self.listing().membership(sweep, stage, sweep_id)
 
-    def write(self, table: Any) -> Path:
+    def next_generation(self, trial_id: str) -> int:
+        """A generation beyond all of the trial's records."""
+        return 1 + max((entry.generation for entry in self.listing(f"{trial_id}.").records), default=-1)
+
+    def write(self, table: Any, generation: int = 0) -> Path:
         """Write the rows of one trial (see `rows_table`) and return the file's path.
 
-        Takes the place of what was recorded for the same trial, sweep and stage. Raises ValueError for a
+        Takes the place of what was recorded for the same trial, sweep and stage; `generation` is that of the record
+        at least, for a writer that may not have all records at hand. Raises ValueError for a
         table that is not of the ledger's schema or holds several trials.
         """
         entry = self._entry(table)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self._record(entry, entry.status, table)
+        return self._record(entry, entry.status, table, generation)
 
     def adopt(self, trial_id: str, membership: Membership, *, objective: float | None = None) -> Path | None:
         """Record a finished trial under another sweep or stage: its rows, copied, with `reused` true.
@@ -160,10 +166,10 @@ class Ledger:
         trial_id, sweep, sweep_id, stage, configuration, status = (values[key][0] for key in keys)
         return Entry(self.folder, trial_id, slug(sweep), version(sweep_id), stage, slug(configuration), status)
 
-    def _record(self, place: Entry, status: str, table: Any) -> Path:
+    def _record(self, place: Entry, status: str, table: Any, least: int = 0) -> Path:
         """Write the next record of a place; then clear away the files of those before it."""
         there = [entry for entry in self.listing(f"{place.trial_id}.").records if entry.place == place.place]
-        new = place.born(self.folder, status, 1 + max((entry.generation for entry in there), default=-1))
+        new = place.born(self.folder, status, max([least, *(entry.generation + 1 for entry in there)]))
         files.write_file(table, new.path)
         # Only now: a kill between the two leaves both, and listings believe the one of the higher generation.
         self._discard(entry for entry in there if entry.span is None)
@@ -185,8 +191,7 @@ class Ledger:
         return f"{entry.path}: removed while it was read"
 
     def _discard(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            entry.path.unlink(missing_ok=True)
+        mirror.remove(*(entry.path for entry in entries))
 
 
 _order = attrgetter("order")

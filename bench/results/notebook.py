@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench import mirror
 from bench.errors import BadInput
 from bench.results import wording
 from bench.results.frames import rows_of
@@ -20,15 +20,16 @@ _ORDERED = ("protocol", "variant", "configuration", "dataset", "metric")
 
 
 def load_results(path: str | PathLike[str] = "results", sweep: str | None = None) -> pd.DataFrame:
-    """The ledger of a results folder (or of its `ledger` folder) as a typed frame: one row per measured number.
+    """The ledger of a results folder or address (or its `ledger` folder) as a typed frame: a row per measured number.
 
     Swept hyperparameters are columns `param.NAME`; the other columns are those of docs/LEDGER.md. Files that cannot be
     used are counted in a warning. Raises BadInput where there is no such folder.
     """
-    folder = Path(path).expanduser()
-    out = folder.parent if folder.name == "ledger" else folder
+    folder = mirror.local(path)
+    out = folder.parent if folder.name == "ledger" else mirror.opened(path, "ledger")
     if not (out / "ledger").is_dir():
-        raise BadInput(f"{out}: no results here (no folder {out / 'ledger'}); name the folder given to bench run --out")
+        shown = mirror.address(out)
+        raise BadInput(f"{shown}: no results here (no folder {shown}/ledger); name the folder given to bench run --out")
     frame, problems = Ledger(out).read(sweep)
     if problems:
         warnings.warn(f"{len(problems)} ledger files could not be used, first: {problems[0]}", stacklevel=2)

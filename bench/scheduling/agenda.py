@@ -7,7 +7,6 @@ that share trials: a trial that another driver runs is waited for (see `claims`)
 """
 
 import contextlib
-import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import pyarrow as pa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from bench import mirror
 from bench.errors import BadInput
 from bench.execution import membership, trial_facts
 from bench.job import Job, label
@@ -29,7 +29,8 @@ from bench.results.ledger import Ledger
 from bench.results.schema import rows_table
 from bench.scheduling import claims
 from bench.scheduling.events import emit
-from bench.study import ask, best, open_studies
+from bench.scheduling.lease import Lease
+from bench.study import ask, begin_studies, best, study_path
 
 POLL = 1.0  # seconds between two looks at a trial that another driver runs
 DIED = "the worker process died, and so did those started in its place: killed, as for want of memory, or its node lost"
@@ -67,12 +68,15 @@ class Agenda:
 
     def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
+        self._lease = Lease(plan.out / "sweeps" / f"{study_path(plan).stem}.driver")
+        self._lease.acquire()
         patiently(plan.record)
         self.ledger = Ledger(plan.out)
+        mirror.refresh(self.ledger.folder, fixed=True)
         patiently(self.ledger.renew, plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
         self.tally = Tally()
         self.interrupted = False
-        self._studies = open_studies(plan, fresh=force)
+        self._studies, self._journal = begin_studies(plan, fresh=force)
         self._running: dict[str, Job] = {}
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
         self._trained: set[str] = set()  # pretrain ids of those trials
@@ -95,7 +99,10 @@ class Agenda:
     def take(self, key: str) -> Job | None:
         """Hand out the next job, to be known as `key`; None while there is none (see `is_done`)."""
         job, self._ahead = self._ahead or self._next(), None
+        self._keep()  # a draw is on the store before anything comes of it
         if job is not None:
+            if mirror.is_mirrored(self.plan.out):  # the worker's mirror need not have the records
+                job = job.model_copy(update={"generation": self.ledger.next_generation(job.trial.id)})
             self._running[key] = job
             self._started.add(job.trial.id)
             self._trained.add(job.trial.pretrain_id)
@@ -119,9 +126,23 @@ class Agenda:
         job = self._running.pop(key, None)
         if job is None:
             return
+        if result.get("record"):
+            mirror.fetch_new(self.ledger.folder / Path(result["record"]).name)
         self._end(key, job, result, rungs, died=died, pruned=pruned)
         if not any(other.folder == job.folder for other in self._running.values()):
             claims.release(job.folder)
+
+    def close(self) -> None:
+        """Leave everything on the store, and the sweep to others."""
+        try:
+            self._lease.check()
+            self._journal.close()
+        finally:
+            self._lease.release()
+
+    def _keep(self) -> None:
+        self._lease.check()
+        self._journal.keep()
 
     def note(self, key: str, text: str) -> None:
         """Take in a line of what a running trial reports: what did not go as planned."""
@@ -264,12 +285,12 @@ class Agenda:
         if self.force and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep)
             if job.trial.pretrain_id not in self._trained:  # else it is of this command, for another trial
-                _empty(job.folder)
+                mirror.empty(job.folder)
             return False
         status = patiently(self.ledger.status, trial_id, job.sweep, job.sweep_id, job.configuration)
         if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
-            (job.folder / "error.txt").unlink(missing_ok=True)
+            mirror.remove(job.folder / "error.txt")
             return False
         if status is None:
             return False
@@ -334,7 +355,7 @@ class Agenda:
 
     def _failed(self, key: str, job: Job, error: str) -> None:
         file = job.folder / "error.txt"
-        shown = str(file.relative_to(self.plan.out)) if file.exists() else None
+        shown = str(file.relative_to(self.plan.out)) if mirror.fetch(file) else None
         self._record(job, status="failed", error=error, error_file=shown)
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
         self.tally.failures.append(Failure(label(job), error, shown))
@@ -350,12 +371,3 @@ def _claim(folder: Path) -> bool:
         return patiently(claims.claim, folder)
     except OSError:  # the trial itself will say what is wrong there
         return True
-
-
-def _empty(folder: Path) -> None:
-    """Remove everything in a trial's folder but the claim to it."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != claims.NAME:
-            path.unlink(missing_ok=True)

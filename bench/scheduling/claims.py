@@ -2,14 +2,15 @@
 
 A claim is a lock on a file in the trial's folder. The system releases it when the process ends, however it ends: no
 clock is asked and nothing goes stale. On storage without locks every claim is granted; then two drivers may run one
-trial, whose rows are in the ledger once all the same, since the last ones written count.
+trial, whose rows are in the ledger once all the same, since the last ones written count. Where results lie on a store,
+locks reach the drivers of one machine only: there a sweep has one driver (see `lease`).
 """
 
 import fcntl
 import os
 from pathlib import Path
 
-NAME = "claim.lock"
+NAME = ".claim.lock"
 _held: dict[Path, int] = {}  # file descriptors of this process's claims, by folder
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from ray.tune.logger import LoggerCallback
 
+from bench import mirror
+from bench.errors import BadInput
 from bench.job import Job, label
 
 SCALARS = ("loss", "images_per_second", "rung_objective", "objective")
@@ -81,6 +83,7 @@ class TensorBoard(LoggerCallback):
         writer = self._writers.pop(trial.trial_id, None)
         if writer is not None:
             writer.close()
+            mirror.store_folder(Path(writer.logdir))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "_writers": {}}  # Tune pickles its callbacks
@@ -163,5 +166,8 @@ def _mlflow(out: Path, sweep: str) -> LoggerCallback:
             if values := scalars(result):
                 super().log_trial_result(iteration, trial, values | {STEP: result[STEP]})
 
-    where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
+    where = os.environ.get("MLFLOW_TRACKING_URI")
+    if not where and mirror.is_mirrored(out):
+        raise BadInput(f"--log-to mlflow: its database cannot lie at {mirror.address(out)}: set MLFLOW_TRACKING_URI")
+    where = where or f"sqlite:///{out / 'mlflow.db'}"
     return Mlflow(tracking_uri=where, experiment_name=sweep)

@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable import wrap_function
 
+from bench import mirror
 from bench.execution import run_job
 from bench.job import Job
 
@@ -41,7 +42,9 @@ def failed(job: Job, error: Exception) -> dict[str, Any]:
     """Write the exception in flight to the trial's folder and return the report that says so."""
     with contextlib.suppress(OSError):  # a full disk may be the very error
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        path = job.folder / "error.txt"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        mirror.stored(path)
     first = str(error).strip().splitlines() or [""]
     return {"failed": f"{type(error).__name__}: {first[0]}", "epoch": 0}
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bench import mirror
 from bench.errors import TrialFailed
 from bench.patience import PASSING, patiently
 
@@ -40,7 +41,8 @@ class Found(NamedTuple):
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: bool = False) -> None:
     """Write `tensors` and JSON-able `facts` to `path`, atomically; `keep`: what was there becomes the one before.
 
-    Storage that is away for a while is waited for. Raises OSError; what was there before is then still there.
+    Storage that is away for a while is waited for. Raises OSError; what was there before is then still there. Where
+    results lie on a store, it gets those with `keep` only as often as that takes no more than a tenth of the time.
     """
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, **facts}, allow_nan=False)
@@ -58,9 +60,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str],
         temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(versions(path)[1])
-        temporary.replace(path)
+        mirror.publish(temporary, path, before=versions(path)[1] if keep else None, sparing=keep)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,8 +84,7 @@ def versions(path: Path) -> tuple[Path, Path]:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint and the one before it."""
-    for version in versions(path):
-        version.unlink(missing_ok=True)
+    mirror.remove(*versions(path))
 
 
 def load(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

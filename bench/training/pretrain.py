@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bench import mirror
 from bench.data.pack import Pack
 from bench.distributed import average, rank, share_batch_norms, world_size
 from bench.draw import Draw, mix
@@ -227,7 +228,7 @@ class _Run:
         number = _from_first(found.number if found else 0, self.device)
         for file, problem in found.problems.items() if found else ():
             self.note(f"{problem}; training {_GOES_ON[number]}")
-            file.unlink(missing_ok=True)  # else it would become the one before the next
+            mirror.remove(file)  # else it would become the one before the next
         if number == len(checkpoint.versions(path)):
             return History()
         if found:

@@ -1,0 +1,146 @@
+"""One driver per sweep on a store: no lock reaches from machine to machine there.
+
+A driver keeps an object beside the sweep's record and changes it every few seconds; whoever comes second watches it. If
+it changes, the first one lives, and the second one says so and ends. If it stays as it is for `PATIENCE` seconds, it is
+taken over: no two machines' clocks are compared. A dead process of this machine is known at once. A driver that was
+taken for dead, as on a machine that slept, notices before it writes again or at its next change, and ends.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import mirror
+from bench.errors import BadInput, BenchError
+
+RENEW = 10.0  # seconds between two changes
+PATIENCE = 60.0  # seconds without a change after which a lease is taken over
+_SETTLE = 0.5  # seconds after which a lease that was written is read again: two may have written it
+_LOOK = 1.0  # seconds between two looks at another's lease
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a machine sleeps
+
+
+class Lease:
+    """The right to drive a sweep whose results lie on a store; on a plain folder everybody has it (see `claims`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._own = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_process(os.getpid())}
+        self._own["since"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        self._count = 0
+        self._renewed = 0.0
+        self._lost: dict[str, Any] | None = None
+        self._ended = threading.Event()
+        self._busy = threading.Lock()
+
+    def acquire(self) -> None:
+        """Get the lease, from a dead driver too, which may take `PATIENCE` seconds. Raises BadInput where one lives."""
+        if not mirror.is_mirrored(self.path):
+            return
+        holder = self._read()
+        if holder is not None and not _is_dead(holder):
+            self._watch(holder)
+        self._write()
+        time.sleep(_SETTLE)
+        holder = self._read()
+        if holder is None or holder.get("id") != self._own["id"]:
+            raise BadInput(self._said(holder or {}))
+        threading.Thread(target=self._renew_for_ever, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise BenchError if another driver has taken over."""
+        if self._renewed and time.clock_gettime(_CLOCK) - self._renewed > PATIENCE / 2:
+            self._renew()  # this process was stopped, or the store away
+        if self._lost is not None:
+            raise BenchError(f"{self._said(self._lost)}; it took over while this one was stopped or cut off")
+
+    def release(self) -> None:
+        """Give the lease back, if it is still held."""
+        if not self._renewed:
+            return
+        self._ended.set()
+        with self._busy, suppress(BenchError):  # a lease that cannot be removed is taken over
+            if self._is_own():
+                mirror.remove(self.path)
+        self._renewed = 0.0
+
+    def _watch(self, holder: dict[str, Any]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(_LOOK)
+            now = self._read()
+            if now is None:
+                return
+            if now != holder:
+                raise BadInput(self._said(now))
+
+    def _renew_for_ever(self) -> None:
+        while not self._ended.wait(RENEW) and self._lost is None:
+            with suppress(BenchError):  # a store that is away: whoever reaches it may take over
+                self._renew()
+
+    def _renew(self) -> None:
+        with self._busy:
+            if not self._ended.is_set() and self._is_own():
+                self._write()
+
+    def _is_own(self) -> bool:
+        now = self._read()
+        if now is not None and now.get("id") != self._own["id"]:
+            self._lost = now
+        return self._lost is None
+
+    def _write(self) -> None:
+        self._count += 1
+        mirror.write(self.path, json.dumps(self._own | {"count": self._count}).encode())
+        self._renewed = time.clock_gettime(_CLOCK)
+
+    def _read(self) -> dict[str, Any] | None:
+        text = mirror.read(self.path)
+        try:
+            found = json.loads(text) if text else None
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) or found is None else {}
+
+    def _said(self, holder: dict[str, Any]) -> str:
+        who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+        return (
+            f"{mirror.address(self.path.parent.parent)}: another driver runs this sweep ({who}): "
+            "results on a store have one driver per sweep; wait for it, or end it"
+        )
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """What identifies a process of this machine; without "boot" where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        space = Path("/proc/self/ns/pid").stat().st_ino  # containers of one machine have numbers of their own
+        start = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return {"pid": pid}
+    return {"pid": pid, "boot": f"{boot}/{space}", "start": start}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    here = _process(os.getpid()).get("boot")
+    pid = holder.get("pid")
+    if here is None or holder.get("boot") != here or not isinstance(pid, int):
+        return False
+    there = _process(pid)
+    return there.get("start") != holder.get("start") or _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    with suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rpartition(")")[2].split()[0] == "Z"
+    return False
