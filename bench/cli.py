@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import cli_cluster, cli_data, cli_look
+from bench import cli_cluster, cli_data, cli_look, cli_watch
 from bench.cli_data import DataRoot
 from bench.errors import BenchError
 
@@ -184,6 +184,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, dataset, sweep or e
     _console().print(details(name))
 
 
+cli_watch.register(app)
 cli_look.register(app)
 cli_cluster.register(app)
 
@@ -205,6 +206,7 @@ def main() -> None:
 def _run(
     plan: "Plan", address: str | None, cpus: int | None, log_to: tuple[str, ...], *, force: bool, retry_failed: bool
 ) -> "Agenda":
+    from bench.live import telling
     from bench.plan import local_hardware
     from bench.progress import Board, show
     from bench.scheduling import events
@@ -221,10 +223,12 @@ def _run(
         board = Board(plan)
         stack.enter_context(events.listening(board))
         stack.enter_context(show(board, console))
+        stack.enter_context(telling(plan.out, board.snapshot))
         agenda = Agenda(plan, force=force, retry_failed=retry_failed)
         stack.callback(agenda.close)
         if not agenda.is_done():  # else no Ray is needed
             run_agenda(agenda, cluster or stack.enter_context(connect(None, cpus=cpus)), log_to)
+        board.over = agenda.is_done() and not agenda.interrupted
     return agenda
 
 

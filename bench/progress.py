@@ -1,5 +1,6 @@
 """The progress of a sweep as people see it: a live panel in a terminal, plain lines elsewhere."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from bench.bar import packing as packing
 from bench.job import Job, label
+from bench.live import MOST_ROWS, Row, Snapshot
+from bench.panel import KINDS, panel
+from bench.panel import clock as clock
 from bench.plan import Plan, describe
 
 
@@ -32,8 +33,19 @@ class Running:
     first_epoch_at: float = 0.0
     first_epoch: int = 0
 
-    @property
-    def seconds_left(self) -> float | None:
+    def told(self) -> Row:
+        """What the panel shows of it."""
+        return Row(
+            label=label(self.job),
+            epoch=self.epoch,
+            epochs=self.job.trial.training.epochs,
+            loss=_finite(self.loss),
+            images_per_second=_finite(self.images_per_second),
+            seconds_left=self._seconds_left(),
+            settings=_settings(self.job),
+        )
+
+    def _seconds_left(self) -> float | None:
         """Seconds of training left at the rate of the epochs seen."""
         seen = self.epoch - self.first_epoch
         if seen < 1:
@@ -43,13 +55,14 @@ class Running:
 
 @dataclass
 class Board:
-    """The state of a sweep, fed by events from any thread."""
+    """The state of a sweep, fed by events from any thread; `over` says how it ended: True where all of it is done."""
 
     plan: Plan
     on_line: Callable[[str], None] | None = None
     running: dict[str, Running] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     best: tuple[float, str] | None = None
+    over: bool = False
     began: float = field(default_factory=time.monotonic)
     _lock: Any = field(default_factory=threading.RLock)
 
@@ -63,7 +76,7 @@ class Board:
     @property
     def ended(self) -> int:
         """Trials that need nothing more."""
-        return sum(self.counts.get(kind, 0) for kind in ("finished", "reused", "pruned", "failed"))
+        return sum(self.counts.get(kind, 0) for kind in KINDS)
 
     def __call__(self, kind: str, key: str, facts: Mapping[str, Any]) -> None:
         """Take in one event of `bench.scheduling.events`."""
@@ -98,40 +111,28 @@ class Board:
             seconds = f" in {time.monotonic() - row.started:.1f} s" if row else ""
             self.on_line(f"[{self.ended}/{self.total}] {label(job)} {kind}{_outcome(facts)}{seconds}{_what(job)}")
 
+    def snapshot(self) -> Snapshot:
+        """Everything that the panel shows, as data."""
+        with self._lock:
+            running, counts = list(self.running.values()), dict(self.counts)
+            rows = tuple(row.told() for row in running[:MOST_ROWS])
+        sweep = self.plan.sweep
+        return Snapshot(
+            sweep=sweep.name,
+            sweep_id=self.plan.sweep_id,
+            title=sweep.title,
+            state="done" if self.over else "running",
+            elapsed=time.monotonic() - self.began,
+            total=self.total,
+            counts=counts,
+            best=self.best,
+            running=len(running),
+            rows=rows,
+        )
+
     def render(self) -> RenderableType:
         """The live panel."""
-        with self._lock:
-            rows = list(self.running.values())
-        return Group(self._head(), self._table(rows)) if rows else self._head()
-
-    def _head(self) -> RenderableType:
-        grid = Table.grid(padding=(0, 1))
-        parts = [f"{self.counts.get(kind, 0)} {kind}" for kind in ("finished", "reused", "pruned", "failed")]
-        best = f"best {self.best[0]:.1%} ({self.best[1]})" if self.best else "no best yet"
-        elapsed = clock(time.monotonic() - self.began)
-        bar = ProgressBar(total=self.total, completed=self.ended, width=24)
-        parts.insert(0, f"{len(self.running)} running")
-        text = f"{self.ended}/{self.total} trials  {' · '.join(parts)}  {best}  {elapsed}"
-        grid.add_row(bar, Text(text))
-        return grid
-
-    def _table(self, rows: list[Running]) -> Table:
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        for name in ("trial", "epoch", "loss", "images/s", "left", "configuration"):
-            words = name in ("trial", "configuration")
-            table.add_column(name, justify="left" if words else "right", no_wrap=True, min_width=len(name))
-        for row in rows:
-            epochs = row.job.trial.training.epochs
-            at = "evaluating" if row.epoch >= epochs else f"{row.epoch}/{epochs}"
-            table.add_row(
-                Text(label(row.job)),
-                at,
-                "" if row.loss is None else f"{row.loss:.3f}",
-                "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-                "" if row.seconds_left is None else clock(row.seconds_left),
-                Text(_settings(row.job), overflow="ellipsis"),
-            )
-        return table
+        return panel(self.snapshot())
 
 
 @contextmanager
@@ -145,12 +146,8 @@ def show(board: Board, console: Console) -> Iterator[None]:
         yield
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _outcome(facts: Mapping[str, Any]) -> str:

@@ -73,17 +73,19 @@ def render_page(
     records: Records | None = None,
     problems: Sequence[str] = (),
     filters: Filters = NO_FILTERS,
+    live: str = "",
 ) -> str:
     """The page of one sweep, or of all where `sweep` is None. Raises UnknownName.
 
     `frame` holds ledger rows (their heads suffice); `out` is the results' folder, whose studies, trials and records
     give what a frame does not; `cache` is where packs lie: without it there are no pictures. `records` are the sweeps'
-    definitions by id, `problems` the ledger's unreadable files.
+    definitions by id, `problems` the ledger's unreadable files. With `live`, a name for this very page, it asks the
+    server that it came from for the live progress (`bench.serve`).
     """
     found = findings(frame, sweep, filters, records)
     most = max(LEAST_DETAILS, MOST_DETAILS // max(1, len(found)))
     views = [_view(each, f"sweep-{number}", out, cache, most) for number, each in enumerate(found, 1)]
-    return _html(_bounded(views), problems)
+    return _html(_bounded(views), problems, live)
 
 
 def write_page(
@@ -217,7 +219,7 @@ def bounded(album: Album, most: int) -> Album:
     return replace(album, strips=tuple(kept), missing=album.missing + ((reason,) if dropped else ()))
 
 
-def _html(views: Sequence[SweepView], problems: Sequence[str]) -> str:
+def _html(views: Sequence[SweepView], problems: Sequence[str], live: str) -> str:
     specs: list[Mapping[str, Any]] = []
 
     def place(figure: Figure) -> int:
@@ -226,13 +228,13 @@ def _html(views: Sequence[SweepView], problems: Sequence[str]) -> str:
         return len(specs) - 1
 
     template = _environment().from_string(_part("page.html"))
-    scripts = {"plotly": plotly_bundle(), "own": _part("page.js")}
+    scripts = {"plotly": plotly_bundle(), "own": _part("page.js")} | ({"live": _part("live.js")} if live else {})
     body = template.render(
         views=views,
         problems=[wording.visible(problem) for problem in problems],
         place=place,
         specs=lambda: Markup(script_json(specs)),
-        style=Markup(_part("page.css")),
+        style=Markup(_part("page.css") + (_part("live.css") if live else "")),
         scripts={name: Markup(text) for name, text in scripts.items()},
         hashes=" ".join(script_hash(text) for text in scripts.values()),
         jpeg=lambda picture: data_uri(picture.data, "image/jpeg"),
@@ -241,6 +243,7 @@ def _html(views: Sequence[SweepView], problems: Sequence[str]) -> str:
         lines=lambda text: Markup(escape(text)),  # JSON in ASCII or one line: its line breaks may stay
         number=wording.number,
         percent=wording.percent,
+        live=live,
     )
     return body + "\n"
 
