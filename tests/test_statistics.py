@@ -181,6 +181,17 @@ def test_average_ranks_by_hand():
     assert ranks == pytest.approx({"a": (1.5 + 2.5 + 1) / 3, "b": (1.5 + 1 + 2) / 3, "c": (3 + 2.5 + 3) / 3})
 
 
+def test_ranks_and_critical_differences_are_those_of_scipy():
+    draw = np.random.default_rng(0)
+    scores = draw.integers(0, 4, (7, 5)) / 10
+    ranks = stats.rankdata(-scores, axis=0).mean(axis=1)
+    table = {str(row): {str(column): value for column, value in enumerate(scores[row])} for row in range(7)}
+    assert list(average_ranks(table).values()) == ranks.tolist()
+    for names in (2, 3, 10, 30, 31):
+        q = stats.studentized_range.isf(0.05, names, np.inf)
+        assert critical_difference(names, 6) == pytest.approx(q * np.sqrt(names * (names + 1) / 72), rel=1e-9)
+
+
 def test_average_ranks_leave_out_the_incomplete():
     ranks = average_ranks({"a": {"x": 0.9, "y": 0.9}, "b": {"x": 0.8, "y": 0.95}, "part": {"x": 1.0}})
     assert (ranks["a"], ranks["b"]) == (1.5, 1.5)
