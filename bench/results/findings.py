@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -48,7 +49,7 @@ class Findings:
         """The sweep's question."""
         return str(self.record.get("title", ""))
 
-    @property
+    @cached_property
     def board(self) -> pd.DataFrame:
         """The leaderboard's rows."""
         return together(self.standings)

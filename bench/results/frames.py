@@ -1,6 +1,8 @@
 """Typed pandas frames: of ledger rows, and of records with stated columns."""
 
 import math
+from collections import namedtuple
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -31,7 +33,14 @@ def typed_frame(records: list[dict[str, Any]], schema: Any) -> pd.DataFrame:
 
 def rows_of(frame: pd.DataFrame) -> list[Any]:
     """The frame's rows as named tuples."""
-    return list(frame.itertuples(index=False))
+    values = (frame[name].to_numpy(dtype=object).tolist() for name in frame)
+    return list(map(_row(tuple(map(str, frame)))._make, zip(*values, strict=True)))
+
+
+@lru_cache(maxsize=64)
+def _row(names: tuple[str, ...]) -> Any:
+    """A type of named tuples; pandas makes one anew for each frame."""
+    return namedtuple("_row", names, rename=True)
 
 
 def _swept_columns(maps: Any) -> dict[str, Any]:

@@ -107,11 +107,16 @@ def standings(selection: Selection, filters: Filters = NO_FILTERS) -> list[Stand
 def heads_of(selection: Selection) -> Heads:
     """What identifies each configuration, and what its finished trials cost on average."""
     heads: Heads = {}
-    for name, group in selection.shown.groupby("configuration", sort=True):
-        finished = trials_of(group[group["status"] == "finished"])
-        costs = {column: mean_over_seeds(finished[column].astype(float)).mean for column in _COSTS}
+    shown = selection.shown
+    trials = shown[["trial_id", "stage", "configuration", *_COSTS]]
+    trials = trials_of(trials[shown["status"] == "finished"]).astype(dict.fromkeys(_COSTS, float))
+    finished = dict(list(trials.groupby("configuration")))
+    first = shown[list(_IDENTITY)].drop_duplicates("configuration").set_index("configuration", drop=False)
+    for name in sorted(first.index):
+        mine = finished.get(name, trials.iloc[:0])
+        costs = {column: mean_over_seeds(mine[column].to_numpy()).mean for column in _COSTS}
         beside = {"published": published_value(selection.sweep, str(name))}
-        heads[str(name)] = {column: group[column].iloc[0] for column in _IDENTITY} | costs | beside
+        heads[str(name)] = {column: first.at[name, column] for column in _IDENTITY} | costs | beside
     return heads
 
 
@@ -134,7 +139,7 @@ def by_configuration(rows: pd.DataFrame) -> dict[str, dict[str, dict[int, float]
     """Scores by configuration, dataset and seed."""
     table: dict[str, dict[str, dict[int, float]]] = {}
     columns = ("configuration", "dataset", "seed", "value")
-    for name, dataset, seed, value in rows[list(columns)].itertuples(index=False, name=None):
+    for name, dataset, seed, value in zip(*(rows[name].tolist() for name in columns), strict=True):
         table.setdefault(name, {}).setdefault(dataset, {})[int(seed)] = float(value)
     return table
 
@@ -150,9 +155,7 @@ class _Block:
     test: RankTest | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cells = {
-            (str(key[0]), str(key[1])): _cell(group) for key, group in self.rows.groupby(["configuration", "dataset"])
-        }
+        self.cells = _cells(self.rows)
         self.datasets: list[str] = sorted(self.rows["dataset"].unique())
         self.metrics = self.rows.drop_duplicates("dataset").set_index("dataset")[["metric", "headline"]]
         self.rivals = [name for name in self.heads if self.heads[name]["role"] != "control"]  # controls have no rank
@@ -235,17 +238,27 @@ def _adjusted(scores: Table) -> Table:
     return holm_pairs(pairwise_p(scores))
 
 
-def _cell(rows: pd.DataFrame) -> dict[str, Any]:
-    """One configuration's score on one dataset, from its rows (one per seed).
+def _cells(rows: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """The score of each configuration on each dataset, from its rows (one per seed)."""
+    rows = rows.drop_duplicates(["configuration", "dataset", "seed"])
+    values, low, high = (rows[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+    samples = rows["samples"].array
+    groups: Mapping[Any, Any] = rows.groupby(["configuration", "dataset"]).indices
+    return {
+        (str(key[0]), str(key[1])): _cell(values[at], samples[at[0]], low[at[0]], high[at[0]])
+        for key, at in groups.items()
+    }
+
+
+def _cell(values: Any, samples: Any, low: float, high: float) -> dict[str, Any]:
+    """One configuration's score on one dataset: over seeds, or of its one seed between `low` and `high`.
 
     Scores lie in 0..1, so an interval over seeds is cut there.
     """
-    rows = rows.drop_duplicates("seed")
-    over = mean_over_seeds(rows["value"])
-    cell = {"value": over.mean, "seeds": over.seeds, "samples": rows["samples"].iloc[0]}
+    over = mean_over_seeds(values)
+    cell = {"value": over.mean, "seeds": over.seeds, "samples": samples}
     if over.seeds > 1:
         return cell | {"low": max(0.0, over.low), "high": min(1.0, over.high), "interval": over.label}
-    low, high = rows["low"].iloc[0], rows["high"].iloc[0]
     kind = "one seed" if pd.isna(low) else "one seed: bootstrap over test samples"
     return cell | {"low": low, "high": high, "interval": kind}
 
@@ -257,7 +270,7 @@ def _beside(shown: pd.DataFrame, rows: pd.DataFrame) -> dict[tuple[str, str], fl
     wanted = shown["metric"].isin(["top1", "mean_per_class", "macro_f1"]) & shown["dataset"].isin(scored)
     wanted &= (shown["split"] == "test") & (shown["protocol"] == protocol) & (shown["variant"] == variant)
     keys = ["configuration", "dataset", "metric"]
-    means = shown[wanted].sort_values("value").groupby(keys)["value"].mean().unstack("metric")
+    means = shown.loc[wanted, [*keys, "value"]].sort_values("value").groupby(keys)["value"].mean().unstack("metric")
     if not {"top1", "mean_per_class", "macro_f1"} <= set(means.columns):
         return {}
     gap = (means["top1"] - means["mean_per_class"]).abs().groupby(level="dataset").max()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from bench.errors import UnknownName
@@ -24,6 +25,7 @@ PROVENANCE = tuple(  # what a result card needs beside them
     "dataset_fingerprint pretrain_dataset git_commit git_dirty versions device".split()  # noqa: SIM905
 )
 FINALITY = ("finished", "pruned", "failed")  # the first outweighs the later
+_TRIAL = ["trial_id", "stage", "configuration"]  # one trial in its place
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,21 @@ def sweeps(frame: pd.DataFrame) -> list[str]:
 
 def of_sweep(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     """The rows of the newest version of a sweep (the one recorded last). Raises UnknownName."""
-    rows = frame[frame["sweep"] == sweep]
+    rows = where(frame, frame["sweep"] == sweep)
     if rows.empty:
         raise UnknownName("sweep with results", sweep, sweeps(frame))
-    recorded = rows.groupby("sweep_id")["recorded_at"].max().reset_index()
+    recorded = rows[["sweep_id", "recorded_at"]].groupby("sweep_id")["recorded_at"].max().reset_index()
     newest = recorded.sort_values(["recorded_at", "sweep_id"])["sweep_id"].iloc[-1]
     columns = {*COLUMNS, *PROVENANCE}
     wanted = [name for name in frame if name in columns or str(name).startswith(PARAM)]
-    chosen: pd.DataFrame = rows.loc[rows["sweep_id"] == newest, wanted]
+    return where(rows, rows["sweep_id"] == newest)[wanted]
+
+
+def where(frame: pd.DataFrame, wanted: pd.Series) -> pd.DataFrame:
+    """`frame[wanted]`; of rows that lie together, as a ledger's do by sweep, version and stage, nothing is copied."""
+    at = np.flatnonzero(wanted.to_numpy(dtype=bool, na_value=False))
+    together = len(at) > 0 and at[-1] - at[0] + 1 == len(at)
+    chosen: pd.DataFrame = frame.iloc[at[0] : at[-1] + 1] if together else frame.iloc[at]
     return chosen
 
 
@@ -131,14 +140,17 @@ def search_bests(frame: pd.DataFrame, sweep: str) -> list[Best]:
 
 def bests_of(rows: pd.DataFrame) -> list[Best]:
     """`search_bests` of the rows of one version of a sweep."""
-    found = trials_of(rows[(rows["stage"] == "search") & (rows["status"] == "finished")]).dropna(subset="objective")
+    needed = [*_TRIAL, "configuration_id", "objective", "draw", "seed"]
+    wanted = (rows["stage"] == "search") & (rows["status"] == "finished")
+    params = [name for name in rows.columns if str(name).startswith(PARAM)]
+    found = trials_of(rows.loc[wanted, [*needed, *params]]).dropna(subset="objective")
     bests = [_best(str(name), trials) for name, trials in found.groupby("configuration", sort=True)]
     return sorted(bests, key=lambda best: -best.objective)
 
 
 def trials_of(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per trial and place."""
-    return rows.drop_duplicates(["trial_id", "stage", "configuration"])
+    return rows.drop_duplicates(_TRIAL)
 
 
 def count_trials(rows: pd.DataFrame) -> dict[str, int]:
@@ -146,7 +158,7 @@ def count_trials(rows: pd.DataFrame) -> dict[str, int]:
 
     A trial in both stages counts once, by its most final status.
     """
-    places = trials_of(rows)[["trial_id", "status", "reused"]]
+    places = trials_of(rows[[*_TRIAL, "status", "reused"]])
     ranked = places.assign(status=places["status"].map({name: place for place, name in enumerate(FINALITY)}))
     trials = ranked.groupby("trial_id").agg(status=("status", "min"), reused=("reused", "all"))
     found = trials["status"].value_counts()
@@ -166,7 +178,8 @@ def failed_trials(rows: pd.DataFrame) -> pd.DataFrame:
 def _best(candidate: str, trials: pd.DataFrame) -> Best:
     # Sorted, so that a mean does not depend on the order of the ledger's rows.
     groups = (
-        trials.sort_values("objective")
+        trials[["configuration_id", "objective", "draw"]]
+        .sort_values("objective")
         .groupby("configuration_id")
         .agg(objective=("objective", "mean"), draw=("draw", "min"))
     )
@@ -184,7 +197,7 @@ def _best(candidate: str, trials: pd.DataFrame) -> Best:
 
 def _shown(rows: pd.DataFrame, bests: Sequence[Best], stages: Sequence[str]) -> pd.DataFrame:
     """The rows of the trials that the leaderboard shows: those confirmed, else what the search chose."""
-    confirm = rows[rows["stage"] == "confirm"]
+    confirm = where(rows, rows["stage"] == "confirm")
     if set(stages) == {"confirm"} or (not confirm.empty and set(stages) != {"search"}):
         return _one_meaning_per_name(confirm, {best.candidate: best for best in bests})
     chosen = rows[(rows["status"] == "finished") & (rows["stage"] == "search")]
@@ -197,14 +210,15 @@ def _one_meaning_per_name(rows: pd.DataFrame, bests: Mapping[str, Best]) -> pd.D
 
     A search that went on can have found another best after the first was confirmed.
     """
-    kept = [rows.iloc[:0]]
-    for name, group in rows.groupby("configuration", sort=True):
+    narrow = rows[["configuration", "recorded_at", "configuration_id"]].assign(place=np.arange(len(rows)))
+    kept = [np.zeros(0, dtype=np.int64)]
+    for name, group in narrow.groupby("configuration", sort=True):
         wanted = group.sort_values(["recorded_at", "configuration_id"])["configuration_id"].iloc[-1]
         best = bests.get(str(name))
         if best is not None and best.configuration_id in set(group["configuration_id"]):
             wanted = best.configuration_id
-        kept.append(group[group["configuration_id"] == wanted])
-    together: pd.DataFrame = pd.concat(kept[1:] or kept)
+        kept.append(group.loc[group["configuration_id"] == wanted, "place"].to_numpy())
+    together: pd.DataFrame = rows.iloc[np.concatenate(kept)]
     return together
 
 
