@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import mirror
 from bench.errors import BadData
 
-TAIL = 256 << 10  # bytes; a longer tail becomes part of the file
+TAIL = 128 << 10  # bytes; a longer tail becomes part of the file
 _ROUNDS = 5  # of reading both, while they are written
 
 

@@ -5,14 +5,11 @@ first compared with the store (`refresh`, `fetch`). So the store is the truth: a
 in the store, or was. Another machine has another mirror of the same store, and a lost one costs a download. For a plain
 folder all this is the folder itself, and nothing is asked.
 
-Hidden files (`.NAME`) are a mirror's own: never stored, never removed. Waiting for a store that is away happens here,
-for a minute or two, once: until it answers again nothing waits a second time.
+Hidden files (`.NAME`) are a mirror's own: never stored, never removed.
 """
 
-import errno
 import hashlib
 import os
-import re
 import shutil
 import threading
 import time
@@ -25,19 +22,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.data.digests import cache_folder
-from bench.errors import BadInput, BenchError, StoreAway
-from bench.patience import patiently
-from bench.storage import is_remote, join, last_name, normal, open_store
+from bench.objects import Objects
+from bench.storage import is_remote, join, last_name, normal
 
 _Result = TypeVar("_Result")
 
 SHARE = 0.1  # of a run's time that sparing uploads may take
-_OBJECTS = ("s3", "gs", "gcs")  # stores where a name needs no folder before it
 _THREADS = 16  # transfers at a time: small objects are mostly waiting
 _ROUNDS = 10  # of listing, while objects go because others take their place
-_PIECE = 16 << 20  # bytes
-_REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|INVALID_CLIENT|SIGNATURE|HTTP status 40[013]")
-_MISSING = re.compile("NO_SUCH_KEY|HTTP status 404")
 
 _mirrors: dict[Path, "_Mirror"] = {}  # of this process, by their folder
 _opening = threading.Lock()
@@ -56,8 +48,7 @@ def local(out: str | os.PathLike[str]) -> Path:
     root = cache_folder() / "results" / name
     with _opening:
         if root not in _mirrors:
-            filesystem, prefix = open_store(address, tries=1)
-            _mirrors[root] = _Mirror(root, address, filesystem, prefix)
+            _mirrors[root] = _Mirror(root, Objects(address))
     return root
 
 
@@ -72,7 +63,7 @@ def opened(out: str | os.PathLike[str], *folders: str) -> Path:
 def address(path: Path) -> str:
     """The address of a folder or file in a mirror, as people know it; of another one its path."""
     mirror = _of(path)
-    return join(mirror.address, *path.relative_to(mirror.root).parts) if mirror else str(path)
+    return join(mirror.objects.address, *path.relative_to(mirror.root).parts) if mirror else str(path)
 
 
 def is_mirrored(path: Path) -> bool:
@@ -91,7 +82,7 @@ def publish(temporary: Path, path: Path, *, before: Path | None = None, sparing:
     if mirror is not None and not (sparing and mirror.is_early(path)):
         began = time.monotonic()
         if there and before is not None:
-            mirror.copy(path, before)
+            mirror.objects.copy(mirror.name(path), mirror.name(before))
         mirror.put(temporary, path)
         mirror.spent[path] = (time.monotonic(), time.monotonic() - began)
     if there and before is not None:
@@ -118,7 +109,7 @@ def remove(*paths: Path) -> None:
     """Remove files, those that are there, from the store too."""
     mirror = _of(paths[0]) if paths else None
     if mirror is not None:
-        _all(mirror.delete, paths)
+        _all(lambda path: mirror.objects.delete(mirror.name(path)), paths)
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -127,7 +118,7 @@ def empty(folder: Path) -> None:
     """Remove everything in a folder but hidden files, from the store too."""
     mirror = _of(folder)
     if mirror is not None:
-        mirror.ask(lambda: mirror.filesystem.delete_dir_contents(mirror.key(folder), missing_dir_ok=True))
+        mirror.objects.clear(mirror.name(folder))
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -140,9 +131,9 @@ def fetch(path: Path) -> bool:
     mirror = _of(path)
     if mirror is None:
         return path.exists()
-    entry = mirror.ask(lambda: mirror.filesystem.get_file_info(mirror.key(path)))
+    entry = mirror.objects.info(mirror.name(path))
     with suppress(FileNotFoundError):
-        if entry.is_file:
+        if entry is not None:
             if not _same(path, entry, fixed=False):
                 mirror.get(path, entry)
             return True
@@ -162,7 +153,7 @@ def read(path: Path) -> bytes | None:
     """What the store, or the folder, holds under a name now; None where it holds nothing. The mirror is left alone."""
     mirror = _of(path)
     try:
-        return path.read_bytes() if mirror is None else mirror.ask(lambda: mirror.load(path))
+        return path.read_bytes() if mirror is None else mirror.objects.read(mirror.name(path))
     except FileNotFoundError:
         return None
 
@@ -173,7 +164,7 @@ def write(path: Path, data: bytes) -> None:
     if mirror is None:
         path.write_bytes(data)
     else:
-        mirror.ask(lambda: mirror.save(data, path))
+        mirror.objects.put(mirror.name(path), data)
 
 
 def refresh(folder: Path, *, fixed: bool = False, without: str | None = None) -> None:
@@ -204,69 +195,19 @@ def names(folder: Path) -> list[str]:
 
 @dataclass
 class _Mirror:
-    """A folder and the place in a store that it mirrors."""
+    """A folder and the store that it mirrors."""
 
     root: Path
-    address: str
-    filesystem: Any
-    prefix: str
-    away: bool = False  # the store did not answer when it was last waited for
+    objects: Objects
     spent: dict[Path, tuple[float, float]] = field(default_factory=dict)  # of sparing uploads: when they ended, seconds
 
-    def key(self, path: Path) -> str:
-        """The name in the store."""
-        return "/".join((self.prefix, *path.relative_to(self.root).parts))
-
-    def ask(self, question: Callable[[], _Result]) -> _Result:
-        """Do something with the store, which is waited for. Raises FileNotFoundError, BadInput and StoreAway."""
-        try:
-            answer = self._tried(question) if self.away else patiently(self._tried, question)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            self.away = True
-            said = " ".join((error.strerror or str(error)).split())
-            if _REFUSED.search(said):
-                raise BadInput(f"{self.address}: the store does not give access: {said}") from None
-            raise StoreAway(
-                f"{self.address}: the store does not answer: {said}; once it does, the same command goes on from here"
-            ) from None
-        self.away = False
-        return answer
-
-    def _tried(self, question: Callable[[], _Result]) -> _Result:
-        """Ask once; raises OSError, of a kind that `patiently` knows where it may pass."""
-        try:
-            return question()
-        except (FileNotFoundError, BenchError):
-            raise
-        except Exception as error:  # pyarrow's have no number, and those of fsspec's many stores are of any kind
-            if _MISSING.search(str(error)):
-                raise FileNotFoundError(str(error)) from None
-            if isinstance(error, OSError) and (error.errno or _REFUSED.search(str(error))):
-                raise
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+    def name(self, path: Path) -> str:
+        """The name of a file or folder in the store."""
+        return "/".join(path.relative_to(self.root).parts)
 
     def put(self, source: Path, path: Path) -> None:
-        """Put a file's content under the name of `path`, whole or not at all."""
-        import pyarrow
-
-        with pyarrow.memory_map(str(source)) as file:
-            data = file.read_buffer()
-            self.ask(lambda: self.save(data, path))
-
-    def save(self, data: Any, path: Path) -> None:
-        """Put bytes under the name of `path`, in one write: a store shows what was closed, also after half of it."""
-        key = self.key(path)
-        if self.address.partition("://")[0] not in _OBJECTS:
-            self.filesystem.create_dir(key.rpartition("/")[0], recursive=True)
-        with self.filesystem.open_output_stream(key) as target:
-            target.write(data)
-
-    def load(self, path: Path) -> bytes:
-        """The bytes under the name of `path`."""
-        with self.filesystem.open_input_file(self.key(path)) as source:
-            return bytes(source.read())
+        """Put a file's content into the store under the name of `path`."""
+        self.objects.put_file(self.name(path), source)
 
     def get(self, path: Path, entry: Any = None) -> None:
         """Write what the store has under the name of `path` there, with its time in `entry`, pyarrow's FileInfo.
@@ -276,16 +217,12 @@ class _Mirror:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
         try:
-            self.ask(lambda: self._download(path, temporary))
+            self.objects.download(self.name(path), temporary)
             if entry is not None and entry.mtime_ns:
                 os.utime(temporary, ns=(entry.mtime_ns, entry.mtime_ns))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-    def _download(self, path: Path, temporary: Path) -> None:
-        with self.filesystem.open_input_stream(self.key(path)) as source, temporary.open("wb") as target:
-            shutil.copyfileobj(source, target, _PIECE)
 
     def has_lost(self, path: Path, entry: Any) -> bool:
         """`get`, and whether the object has gone since it was listed."""
@@ -295,23 +232,9 @@ class _Mirror:
             return True
         return False
 
-    def copy(self, path: Path, to: Path) -> None:
-        """Copy inside of the store; nothing where there is nothing."""
-        with suppress(FileNotFoundError):
-            self.ask(lambda: self.filesystem.copy_file(self.key(path), self.key(to)))
-
-    def delete(self, path: Path) -> None:
-        """Remove one object, if it is there."""
-        with suppress(FileNotFoundError):
-            self.ask(lambda: self.filesystem.delete_file(self.key(path)))
-
     def listing(self, folder: Path) -> dict[str, Any]:
-        """What the store has directly in a folder, by name: pyarrow's FileInfo."""
-        from pyarrow.fs import FileSelector
-
-        selector = FileSelector(self.key(folder), allow_not_found=True)
-        entries = self.ask(lambda: self.filesystem.get_file_info(selector))
-        return {entry.base_name: entry for entry in entries if entry.is_file and not entry.base_name.startswith(".")}
+        """What the store has directly in a folder, by name."""
+        return self.objects.listing(self.name(folder))
 
     def is_early(self, path: Path) -> bool:
         """Whether uploading `path` again now would take more than its share of the time."""

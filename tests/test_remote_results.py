@@ -28,7 +28,7 @@ from bench.results.ledger import Ledger
 from bench.scheduling import lease
 from bench.scheduling.agenda import Agenda
 from bench.sweepfile import load_sweep
-from tests.faults import CPU, HUNGRY, Lab, paint, prepare
+from tests.faults import CPU, HUNGRY, SLOW, Lab, paint, prepare
 from tests.stores import Shop, serving
 
 pytestmark = pytest.mark.timeout(280)
@@ -153,6 +153,15 @@ def test_a_sweep_on_a_store_is_one_in_a_folder_on_any_machine(lab, shop):
         assert (again.tally.ran, again.tally.reused) == (0, 4)
         assert lab.results() == lab.results("calm")
     assert not any(b"SeCrEt" in shop.get(key) for key in shop.objects())
+
+
+def test_any_store_that_bench_reads_will_do(lab, tmp_path):
+    sweep, out = lab.sweep(trials=2, epochs=2), f"memory://{tmp_path.name}/runs"
+    lab.whole(sweep, "calm")
+    assert lab.whole(sweep, out).tally.ran == 2
+    with lab.machine("other"):
+        assert lab.results(out) == lab.results("calm")
+        assert lab.whole(sweep, out).tally.reused == 2
 
 
 def test_reports_of_the_address_are_those_of_the_folder(lab, shop):
@@ -434,3 +443,62 @@ def test_what_a_trial_asks_of_the_store(lab, shop):
     # Once: the draw, one listing, trial.json, encoder, row, and three requests for each of two checkpoints to remove.
     # An epoch: the former checkpoint is copied, but for the first, and the new one put.
     assert counts == {n: {"PUT": 5 + 2 * n, "GET": 1, "HEAD": 2, "DELETE": 2} for n in (2, 6)}
+
+
+def await_object(shop: Shop, part: str, process: Any) -> None:
+    deadline = time.monotonic() + 200
+    while not any(part in key for key in shop.objects("runs/")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_driver_is_followed_from_an_empty_cache_on_ray(lab, shop):
+    """kill -9 of `bench run`, then the same command on another machine; on the way a second driver is sent away."""
+    marker = lab.folder / "steps"
+    marker.mkdir()
+    command = "--sweep", str(lab.sweep(lab.method("slow", SLOW), epochs=6, trials=3, seeds="[0]")), "--out", OUT
+    first = lab.start(*command, MARKER=str(marker))
+    await_object(shop, "/ledger/", first)  # one trial is finished,
+    await_object(shop, "/state.previous.", first)  # another one has checkpoints
+    other = lab.start(*command, MARKER=str(marker), BENCH_CACHE=str(lab.folder / "third"))
+    _, error = other.communicate(timeout=200)
+    assert other.returncode == 2
+    assert "another driver runs this sweep" in error
+    first.kill()
+    first.communicate(timeout=60)
+    known = len(shop.objects("runs/ledger/"))
+    second = lab.start(*command, MARKER=str(marker), BENCH_CACHE=str(lab.folder / "empty"))
+    told, error = second.communicate(timeout=300)
+    assert (second.returncode, error) == (0, "")
+    assert f"{4 - known} trials ran, 0 pruned, {known} known already, 0 failed; everything is under {OUT}" in told
+    taken = [line for path in marker.iterdir() for line in path.read_text().splitlines()]
+    assert len(set(taken)) == 3 * 18  # the confirmed one is the best with another seed
+    assert 4 * 18 <= len(taken) < 5 * 18  # what was not saved was taken again
+    marker.rename(lab.folder / "done")
+    marker.mkdir()
+    os.environ["MARKER"] = str(marker)
+    lab.whole(lab.folder / "mine.toml", "calm")
+    assert lab.results() == lab.results("calm")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_store_that_goes_for_good_ends_the_command_with_one_error(lab, shop):
+    marker = lab.folder / "steps"
+    marker.mkdir()
+    command = "--sweep", str(lab.sweep(lab.method("slow", SLOW), epochs=6, trials=2)), "--out", OUT
+    first = lab.start(*command, MARKER=str(marker))
+    await_object(shop, "/state.previous.", first)
+    shop.close()
+    told, error = first.communicate(timeout=400)
+    shop.open()
+    assert first.returncode == 2, (told, error)
+    assert error.startswith(f"error: {OUT}: the store does not answer: ")
+    assert error.count("\n") == 1
+    second = lab.start(*command, MARKER=str(marker), BENCH_CACHE=str(lab.folder / "empty"))
+    told, error = second.communicate(timeout=300)
+    assert (second.returncode, error) == (0, "")
+    assert "2 trials ran, 0 pruned, 0 known already, 0 failed" in told

@@ -7,6 +7,7 @@ taken for dead, as on a machine that slept, notices before it writes again or at
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ RENEW = 10.0  # seconds between two changes
 PATIENCE = 60.0  # seconds without a change after which a lease is taken over
 _SETTLE = 0.5  # seconds after which a lease that was written is read again: two may have written it
 _LOOK = 1.0  # seconds between two looks at another's lease
+_log = logging.getLogger(__name__)
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a machine sleeps
 
 
@@ -72,6 +74,7 @@ class Lease:
         self._renewed = 0.0
 
     def _watch(self, holder: dict[str, Any]) -> None:
+        _log.warning("%s, if it still lives: it is watched for up to %.0f s", self._who(holder), PATIENCE)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             time.sleep(_LOOK)
@@ -111,11 +114,11 @@ class Lease:
         return found if isinstance(found, dict) or found is None else {}
 
     def _said(self, holder: dict[str, Any]) -> str:
+        return f"{self._who(holder)}: results on a store have one driver per sweep; wait for it, or end it"
+
+    def _who(self, holder: dict[str, Any]) -> str:
         who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-        return (
-            f"{mirror.address(self.path.parent.parent)}: another driver runs this sweep ({who}): "
-            "results on a store have one driver per sweep; wait for it, or end it"
-        )
+        return f"{mirror.address(self.path.parent.parent)}: another driver runs this sweep ({who})"
 
 
 def _process(pid: int) -> dict[str, Any]:
