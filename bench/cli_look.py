@@ -10,10 +10,14 @@ from bench.cli_data import DataRoot
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MANY = "; may be repeated, or separated by commas."
+FORMS = ("terminal", "md", "json")
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `bench`."""
     app.command()(views)
+    app.command()(compare)
 
 
 def views(
@@ -51,7 +55,50 @@ def views(
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _console() -> "Console":
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A configuration's name, SWEEP/NAME, or a trial's id.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other, likewise.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the results.", envvar="BENCH_OUT")] = Path(
+        "results"
+    ),
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Only what this sweep found.")] = None,
+    form: Annotated[str, typer.Option("--format", help="terminal, md or json.")] = "terminal",
+    to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of the screen.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help=f"Only these datasets{_MANY}")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help=f"Only these, such as knn or 'knn k=20'{_MANY}")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help=f"Instead of each dataset's headline metric{_MANY}")] = None,
+) -> None:
+    """Compare two configurations, paired over seeds and datasets: difference, interval, cost, what differs."""
+    import sys
+
+    from bench.errors import BenchError, UnknownName
+    from bench.results import contrast_text
+    from bench.results.contrast import contrast
+    from bench.results.selection import filters_for
+    from bench.results.sides import find_side, read_sides
+
+    if form not in FORMS:
+        raise UnknownName("format", form, FORMS)
+    reading = read_sides(out, (first, second), sweep)
+    if reading.frame.empty:
+        raise BenchError(f"{out}: no results{f' of sweep {sweep!r}' if sweep else ''} to compare")
+    filters = filters_for(reading.frame, dataset=dataset, protocol=protocol, metric=metric)
+    found = contrast(find_side(reading.frame, first), find_side(reading.frame, second), filters)
+    for problem in reading.problems:
+        _console(stderr=True).print(f"could not be used: {problem}", style="yellow", markup=False, soft_wrap=True)
+    if form == "terminal":
+        _console(to).print(contrast_text.terminal(found))
+        return
+    text = contrast_text.markdown(found) if form == "md" else contrast_text.as_json(found)
+    if to:
+        to.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+def _console(to: Path | None = None, *, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False)
+    if to:
+        return Console(file=to.open("w", encoding="utf-8"), width=140, highlight=False)
+    return Console(highlight=False, stderr=stderr)
