@@ -26,7 +26,7 @@ def read_shown(
     stages = ("search",) if search else ()
 
     def chosen(frame: pd.DataFrame) -> set[str]:
-        open_ = [name for name in sweeps(frame) if search or "confirm" not in set(of_sweep(frame, name)["stage"])]
+        open_ = [name for name in sweeps(frame) if search or not (of_sweep(frame, name)["stage"] == "confirm").any()]
         shown = [select(frame, name, Filters(stages=stages)).shown for name in open_]
         named = [trial for trial in frame["trial_id"].unique() if trials and trial.startswith(tuple(trials))]
         return {trial for rows in shown for trial in rows["trial_id"]} | set(named)

@@ -75,37 +75,38 @@ def _standings(found: Findings) -> list[RenderableType]:
 
 def _standing(standing: Standing, sweep: str, *, first: bool) -> Grid:
     """Configurations by datasets."""
+    rows = rows_of(standing.rows)
     columns = {}
-    for dataset, cells in standing.rows.groupby("dataset", sort=False):
-        metric = wording.metric_name(cells["metric"].iloc[0])
-        samples = next(iter(cells["samples"].dropna()), "")
-        columns[str(dataset)] = Text.assemble(visible(dataset), (f"\n{metric}\nn = {samples}", "dim not bold"))
+    for dataset, cells in _grouped(rows, "dataset").items():
+        metric = wording.metric_name(cells[0].metric)
+        samples = next((row.samples for row in cells if not pd.isna(row.samples)), "")
+        columns[dataset] = Text.assemble(visible(dataset), (f"\n{metric}\nn = {samples}", "dim not bold"))
     study = published(sweep) if first and standing.rows["published"].notna().any() else None
     if study:
         columns[_PUBLISHED] = Text.assemble("published", (f"\n{study.dataset}", "dim not bold"))
     lines = []
     letters = int(standing.rows["group"].fillna("").str.len().max())
-    for name, cells in standing.rows.groupby("configuration", sort=False):
-        head = cells.iloc[0]
-        group = "" if pd.isna(head["group"]) else str(head["group"])
-        rank = "" if pd.isna(head["rank"]) else f"{head['rank']:.1f}{group and f' {group:<{letters}}'}"
-        lead = [_name(name, head["role"]), Text(str(int(cells["seeds"].max()))), Text(rank)]
-        scores = {str(row.dataset): _score(row) for row in rows_of(cells)} | _aside(head)
-        lines.append(Line(lead, scores, control=head["role"] == "control"))
+    for name, cells in _grouped(rows, "configuration").items():
+        head = cells[0]
+        group = "" if pd.isna(head.group) else str(head.group)
+        rank = "" if pd.isna(head.rank) else f"{head.rank:.1f}{group and f' {group:<{letters}}'}"
+        lead = [_name(name, head.role), Text(str(max(int(row.seeds) for row in cells))), Text(rank)]
+        scores = {str(row.dataset): _score(row) for row in cells} | _aside(head)
+        lines.append(Line(lead, scores, control=head.role == "control"))
     tail = {key: key.strip() for key in _COSTS} if first else {}
     return Grid(["configuration", "seeds", "rank"], columns, lines, tail)
 
 
 def _aside(head: Any) -> dict[str, Cell]:
     """What stands beside a configuration's scores: the published figure, and what a trial cost."""
-    speed = "" if pd.isna(head["images_per_second"]) else f"{head['images_per_second']:,.0f}"
+    speed = "" if pd.isna(head.images_per_second) else f"{head.images_per_second:,.0f}"
     costs = (
-        wording.percent(head["objective"]),
-        wording.duration(head["device_seconds"]),
+        wording.percent(head.objective),
+        wording.duration(head.device_seconds),
         speed,
-        wording.memory(head["peak_memory_bytes"]),
+        wording.memory(head.peak_memory_bytes),
     )
-    return {_PUBLISHED: Cell(wording.percent(head["published"]))} | dict(zip(_COSTS, map(Cell, costs), strict=True))
+    return {_PUBLISHED: Cell(wording.percent(head.published))} | dict(zip(_COSTS, map(Cell, costs), strict=True))
 
 
 def _score(row: Any) -> Cell:
@@ -139,11 +140,12 @@ def _gaps(gaps: pd.DataFrame) -> list[RenderableType]:
 
 def _gap_grid(gaps: pd.DataFrame, column: str, *, aside: bool, corner: str = "all datasets") -> Grid:
     """Baselines by the values of `column`."""
-    columns = {str(name): Text(visible(name)) for name in gaps[column].unique()}
+    found = rows_of(gaps)
+    columns = {name: Text(visible(name)) for name in _grouped(found, column)}
     lines = []
-    for baseline, rows in gaps.groupby("baseline", sort=False):
-        cells = {str(getattr(row, column)): _gap(row, aside=aside) for row in rows_of(rows)}
-        role = rows["role"].iloc[0]
+    for baseline, rows in _grouped(found, "baseline").items():
+        cells = {str(getattr(row, column)): _gap(row, aside=aside) for row in rows}
+        role = rows[0].role
         lines.append(Line([_name(baseline, role)], cells, control=role == "control"))
     return Grid([corner], columns, lines)
 
@@ -166,6 +168,14 @@ def _listing(title: str, lines: Sequence[str], style: str) -> RenderableType:
     return Group(
         Text(title, f"bold {style}"), *(Padding(Text(visible(line)), (0, 0, 0, 2), expand=False) for line in lines)
     )
+
+
+def _grouped(rows: Sequence[Any], column: str) -> dict[str, list[Any]]:
+    """Rows by the value of a column, in the order in which values come."""
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(str(getattr(row, column)), []).append(row)
+    return groups
 
 
 def _name(name: object, role: object) -> Text:
