@@ -59,6 +59,7 @@ class Upkeep:
         self.live = b"{}"
         self._watcher = Watcher(out)
         self._problem = ""
+        self.command = [sys.executable, "-P", "-m", "bench.page.served"]
         self._made_of: str | None = None  # the ledger's state that the page shows
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
@@ -111,7 +112,7 @@ class Upkeep:
         try:
             # A session of its own, so that Ctrl-C in the terminal is the server's alone.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bench.page.served", *arguments],
+                [*self.command, *arguments],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
