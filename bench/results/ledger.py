@@ -215,7 +215,7 @@ class _Rows:
         """The rows that a listing names, in order: where files go meanwhile, list again and read what has come."""
         for _ in range(_ROUNDS):
             self.listing = self._ledger.listing()
-            chosen = sorted((e for e in self.listing.entries if within(e, self._sweep, None)), key=_order)
+            chosen = sorted((e for e in self.listing.counting if within(e, self._sweep, None)), key=_order)
             keys = [(entry.name, depth(entry)) for entry in chosen]
             new = [(entry, key) for entry, key in zip(chosen, keys, strict=True) if key not in self._numbers]
             if not self._add(new):

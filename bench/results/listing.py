@@ -102,10 +102,14 @@ class Listing:
         return newest
 
     @cached_property
+    def counting(self) -> list[Entry]:
+        """The records that count and have rows, in no order."""
+        return [entry for entry in self.newest.values() if entry.status != REMOVED]
+
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """The records that count and have rows, the most final first."""
-        kept = [entry for entry in self.newest.values() if entry.status != REMOVED]
-        return tuple(sorted(kept, key=lambda entry: (-_LEAST[entry.status], entry.name)))
+        return tuple(sorted(self.counting, key=lambda entry: (-_LEAST[entry.status], entry.name)))
 
     def status(
         self, trial_id: str, sweep: str | None = None, sweep_id: str | None = None, configuration: str | None = None
