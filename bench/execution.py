@@ -141,9 +141,9 @@ class _Trainer:
             "parts": history.parts,
             "trial": self.job.trial.model_dump(mode="json"),
         }
-        told = path.with_name("trial.json")
-        patiently(told.write_text, json.dumps(facts, indent=1), encoding="utf-8")
-        mirror.stored(told)
+        told, temporary = path.with_name("trial.json"), path.with_name(".trial.json")
+        patiently(temporary.write_text, json.dumps(facts, indent=1), encoding="utf-8")
+        patiently(mirror.publish, temporary, told)
         self._save_pictures(path.parent)
         checkpoint.save(path, checkpoint.module_tensors(self.encoder), facts)
         checkpoint.remove(self.job.state)
@@ -160,9 +160,9 @@ class _Trainer:
         self.method.eval()
         images = pack.batch(rows, self.device)
         for name, picture in self.method.pictures(images, self.job.trial.training.image_size).items():
-            path = folder / f"{name}.png"
-            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(path))
-            mirror.stored(path)
+            temporary = folder / f".{name}.png"
+            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(temporary))
+            patiently(mirror.publish, temporary, folder / f"{name}.png")
 
 
 def _facts(

@@ -134,7 +134,7 @@ def fetch(path: Path) -> bool:
     entry = mirror.objects.info(mirror.name(path))
     with suppress(FileNotFoundError):
         if entry is not None:
-            if not _same(path, entry, fixed=False):
+            if not _same(path, entry):
                 mirror.get(path, entry)
             return True
     path.unlink(missing_ok=True)
@@ -179,11 +179,11 @@ def refresh(folder: Path, *, fixed: bool = False, without: str | None = None) ->
     for _ in range(_ROUNDS):
         mine = _visible(folder)  # looked at before the store is: what it does not list then has been removed there
         theirs = mirror.listing(folder)
-        wanted = {name: entry for name, entry in theirs.items() if not (without and name.endswith(without))}
-        new = [name for name, entry in wanted.items() if not _same(folder / name, entry, fixed=fixed)]
+        left = {name for name in mine | set(theirs) if without and name.endswith(without)}
+        new = [name for name, entry in theirs.items() if name not in left and not _same(folder / name, entry, fixed)]
         if not any(_all(lambda name: mirror.has_lost(folder / name, theirs[name]), new)):  # noqa: B023 - used up here
             break
-    for name in mine - set(theirs):
+    for name in mine - set(theirs) - left:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -261,7 +261,7 @@ def _visible(folder: Path) -> set[str]:
         return set()
 
 
-def _same(path: Path, entry: Any, *, fixed: bool) -> bool:
+def _same(path: Path, entry: Any, fixed: bool = False) -> bool:
     """Whether a mirror's file is what the store lists: its size, and its time to the second, which all disks keep."""
     try:
         status = path.stat()
