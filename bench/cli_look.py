@@ -58,9 +58,9 @@ def views(
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A configuration's name, SWEEP/NAME, or a trial's id.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other, likewise.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder of the results.", envvar="BENCH_OUT")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", help="Folder, or s3://... address, of the results.", envvar="BENCH_OUT")
+    ] = "results",
     sweep: Annotated[str | None, typer.Option("--sweep", help="Only what this sweep found.")] = None,
     form: Annotated[str, typer.Option("--format", help="terminal, md or json.")] = "terminal",
     to: Annotated[Path | None, typer.Option("--to", help="Write to this file instead of the screen.")] = None,
@@ -71,6 +71,7 @@ def compare(
     """Compare two configurations, paired over seeds and datasets: difference, interval, cost, what differs."""
     import sys
 
+    from bench import mirror
     from bench.errors import BenchError, UnknownName
     from bench.results import contrast_text
     from bench.results.contrast import contrast
@@ -79,7 +80,7 @@ def compare(
 
     if form not in FORMS:
         raise UnknownName("format", form, FORMS)
-    reading = read_sides(out, (first, second), sweep)
+    reading = read_sides(mirror.opened(out, "ledger"), (first, second), sweep)
     if reading.frame.empty:
         raise BenchError(f"{out}: no results{f' of sweep {sweep!r}' if sweep else ''} to compare")
     filters = filters_for(reading.frame, dataset=dataset, protocol=protocol, metric=metric)

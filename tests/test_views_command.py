@@ -84,7 +84,7 @@ def test_rows_are_the_ends_and_the_middle_and_captions_say_so(
     done = CliRunner().invoke(app, ["views", "--sweep", str(card), "--images", "2", "--draws", "3"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("mine-views.png: 840 x ")
-    assert "not drawn as it does not change the views: temperature (0.01 to 1, in the logarithm)." in done.output
+    assert "simclr: Not drawn, as the views stay the same: temperature (0.01 to 1, in the logarithm)." in done.output
     rows = [line for line in said if line.startswith("gamma.low = ")]
     assert rows == ["gamma.low = 0.3, low", "gamma.low = 0.65, middle", "gamma.low = 1, high"] * 2  # two images
     assert any("leaves/train/" in line for line in said)
@@ -280,7 +280,7 @@ def test_a_small_image_of_a_dataset_is_told(card: Path, tmp_path: Path, monkeypa
     said = texts(monkeypatch)
     sweep = requested_sweep(str(card), settings=["pretrain.image_size=96"])
     peek(sweep, (), images=1, draws=1, seed=0, to=tmp_path / "large.png")
-    assert "1 photograph of 1 smaller than the views, so enlarged, as in training." in said
+    assert "1 of 1 photograph: smaller than the views and enlarged, as in training." in said
 
 
 def test_unknown_names_have_a_suggestion() -> None:

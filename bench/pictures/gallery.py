@@ -114,7 +114,7 @@ def gallery(sweep: Sweep, candidate: str, photos: Sequence[Photo], draws: int, s
     parts = [_part(path, space[path], around, shown[path], photos, draws) for path in active]
     parts = parts or _as_they_are(eye.see(centre), photos, draws)
     idle = ", ".join(f"{path} ({span(space[path])})" for path in space if path not in active)
-    notes = [f"Searched too, not drawn as it does not change the views: {idle}."] if idle else []
+    notes = [f"Not drawn, as the views stay the same: {idle}."] if idle else []
     notes += [] if parts else ["This method has no views."]
     return Gallery(candidate if method == candidate else f"{candidate} ({method})", tuple(parts), tuple(notes))
 

@@ -52,5 +52,5 @@ def _notes(sweep: Sweep, photos: Sequence[Photo], seed: int) -> list[str]:
         f"Profile {sweep.profile}, views of {size} px, seed {seed}. Photographs: {names}.",
         "From row to row only the value changes: the same photograph, the same random numbers.",
     ]
-    enlarged = f"{count(small, 'photograph')} of {len(photos)} smaller than the views, so enlarged, as in training."
+    enlarged = f"{small} of {count(len(photos), 'photograph')}: smaller than the views and enlarged, as in training."
     return lines + ([enlarged] if small else [])
