@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from bench.records import Record
 
@@ -27,7 +27,13 @@ MOST_ROWS = 64  # trials in training that are told one by one
 State = Literal["running", "done", "interrupted"]
 
 
-class Row(Record):
+class Word(Record):
+    """Something that a driver tells. What a later version of bench tells beside it is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Row(Word):
     """A trial in training: `epoch` of `epochs` have ended; None is what is not known yet."""
 
     label: str
@@ -39,7 +45,7 @@ class Row(Record):
     settings: str = ""
 
 
-class Snapshot(Record):
+class Snapshot(Word):
     """A driver's view of its sweep at one moment: the panel of `bench run` as data.
 
     `counts` are ended trials by how they ended, `rows` the first of the `running` ones, `elapsed` seconds since the

@@ -351,6 +351,13 @@ def test_a_file_that_is_no_word_is_passed_over(tmp_path: Path, name: str) -> Non
     assert [view.sweep for view in Watcher(tmp_path).look()] == ["gamma"]
 
 
+def test_a_word_of_a_later_version_is_understood(tmp_path: Path) -> None:
+    path = tell(tmp_path, told())
+    path.write_text(path.read_text().replace('"epochs":12', '"epochs":12,"phase":"x"').replace("{", '{"new":[1],', 1))
+    (view,) = Watcher(tmp_path).look()
+    assert view.snapshots == [told()]
+
+
 def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     tell(tmp_path, told())
     (tmp_path / "live" / "folder.json").mkdir()
