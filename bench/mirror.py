@@ -53,10 +53,16 @@ def local(out: str | os.PathLike[str]) -> Path:
 
 
 def opened(out: str | os.PathLike[str], *folders: str) -> Path:
-    """`local(out)`, with these folders of it as the store has them: for commands that read results."""
+    """`local(out)`, with these folders of it as the store has them: for commands that read results.
+
+    Raises BadInput where there is no such bucket.
+    """
     root = local(out)
     for name in folders:
         refresh(root / name, fixed=name == "ledger")
+    mirror = _of(root)
+    if mirror is not None and not any(_visible(root / name) for name in folders):
+        mirror.objects.must_have_bucket()
     return root
 
 

@@ -30,7 +30,22 @@ class Objects:
     def __init__(self, address: str) -> None:
         self.address = address
         self._filesystem, self._prefix = open_store(address, tries=1)
+        self._is_flat = address.partition("://")[0] in _FLAT
         self._is_away = False  # when it was last waited for
+
+    def must_have_bucket(self) -> None:
+        """Raise BadInput where the address names a bucket that is not there: its listing is as empty as a new one's."""
+        from pyarrow.fs import FileType
+
+        bucket = self._prefix.partition("/")[0]
+        try:
+            missing = (
+                self._is_flat and self._ask(lambda: self._filesystem.get_file_info(bucket)).type == FileType.NotFound
+            )
+        except BadInput:  # who may not ask may still be allowed to work below the address
+            return
+        if missing:
+            raise BadInput(f"{self.address}: there is no bucket {bucket!r}")
 
     def put(self, name: str, data: Any) -> None:
         """Put bytes under a name, whole or not at all."""
@@ -44,7 +59,7 @@ class Objects:
             self.put(name, file.read_buffer())
 
     def _put(self, key: str, data: Any) -> None:
-        if self.address.partition("://")[0] not in _FLAT:
+        if not self._is_flat:
             self._filesystem.create_dir(key.rpartition("/")[0], recursive=True)
         with self._filesystem.open_output_stream(key) as target:
             target.write(data)  # in one: what is closed after half of it would be half an object

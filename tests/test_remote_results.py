@@ -6,6 +6,7 @@ the slow tests.
 
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -374,7 +375,8 @@ def test_a_second_driver_says_who_drives_or_takes_over(lab, shop, monkeypatch):
     assert any(key.endswith(".driver") for key in shop.objects())  # the second one's
     second.close()
     assert not any(key.endswith(".driver") for key in shop.objects())
-    assert lab.agenda(lab.sweep(trials=3, epochs=1)).is_done()
+    last = lab.whole(lab.sweep(trials=3, epochs=1))
+    assert (last.tally.ran, last.tally.reused) == (0, 3)
 
 
 def test_a_store_that_is_away_for_a_while_changes_nothing(lab, shop, monkeypatch):
@@ -423,6 +425,20 @@ def test_a_store_that_stays_away_is_one_error_and_the_next_command_goes_on(lab, 
         again = lab.whole(sweep)
         assert (again.tally.ran, again.tally.failures) == (2, [])
         assert lab.results() == lab.results("calm")
+
+
+@pytest.mark.usefixtures("shop")
+def test_an_address_that_is_wrong_is_said_before_anything_starts(lab):
+    sweep = lab.sweep()
+    for wrong, reason in {
+        "s3://nowhere/x": "s3://nowhere/x: there is no bucket 'nowhere'",
+        "s3://box/x?regio=eu": "no option is named 'regio'; did you mean 'region'",
+        "s3://key:SeCrEt@box/x": "credentials in an address",
+        "nothing://x": "Protocol not known: nothing",
+    }.items():
+        for use in (lambda out: make_plan(load_sweep(str(sweep)), out=out, cache=lab.folder), bench.load_results):
+            with pytest.raises(BadInput, match=re.escape(reason)):
+                use(wrong)
 
 
 def test_what_a_trial_asks_of_the_store(lab, shop):
