@@ -46,6 +46,8 @@ def main() -> None:
 
 def _row(figure: Figure) -> str:
     sign = "at most" if figure.lower else "at least"
+    if figure.value is None:
+        return f"| {figure.what} | not measured | {sign} {figure.goal:g} | | {figure.measured} | |"
     verdict = "met" if figure.met else "**missed**"
     machine = f"{find_provenance().git_commit[:7]}, {datetime.now(UTC):%Y-%m-%d}"
     return (

@@ -19,7 +19,7 @@ class Figure:
 
     what: str
     measured: str  # what was compared with what, and both absolute figures
-    value: float  # a ratio, seconds or a share
+    value: float | None  # a ratio, seconds or a share; None where it could not be measured
     unit: str  # "x", "s", "GiB", "share"
     goal: float
     lower: bool = False
@@ -27,6 +27,8 @@ class Figure:
     @property
     def met(self) -> bool:
         """Whether the goal is reached."""
+        if self.value is None:
+            return False
         return self.value <= self.goal if self.lower else self.value >= self.goal
 
 
@@ -73,6 +75,9 @@ def main(measure: Callable[[argparse.Namespace], Sequence[Figure]], description:
         if arguments.json:
             print(json.dumps(asdict(figure)), flush=True)
         else:
+            if figure.value is None:
+                print(f"{figure.what}: not measured; {figure.measured}")
+                continue
             sign = "<=" if figure.lower else ">="
             verdict = "met" if figure.met else "MISSED"
             goal = f"goal {sign} {figure.goal:g}: {verdict}"
