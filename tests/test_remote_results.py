@@ -471,7 +471,7 @@ def await_object(shop: Shop, part: str, process: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_driver_is_followed_from_an_empty_cache_on_ray(lab, shop):
+def test_a_killed_driver_is_followed_from_an_empty_cache_on_ray(lab, shop, monkeypatch):
     """kill -9 of `bench run`, then the same command on another machine; on the way a second driver is sent away."""
     marker = lab.folder / "steps"
     marker.mkdir()
@@ -495,7 +495,7 @@ def test_a_killed_driver_is_followed_from_an_empty_cache_on_ray(lab, shop):
     assert 4 * 18 <= len(taken) < 5 * 18  # what was not saved was taken again
     marker.rename(lab.folder / "done")
     marker.mkdir()
-    os.environ["MARKER"] = str(marker)
+    monkeypatch.setenv("MARKER", str(marker))
     lab.whole(lab.folder / "mine.toml", "calm")
     assert lab.results() == lab.results("calm")
 
