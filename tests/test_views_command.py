@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.draw import Draw
 from bench.errors import BadData, BadInput, BenchError
 from bench.method import Method
 from bench.pictures import sheet as sheets
@@ -17,7 +18,10 @@ from bench.pictures.gallery import Gallery, Line, Part, gallery
 from bench.pictures.peek import peek
 from bench.pictures.photos import Photo, from_dataset, from_files
 from bench.pictures.ranges import ends, span
+from bench.pictures.scene import untrained
 from bench.pictures.sheet import SMALL, TEXT, WIDTH, legible, save, sheet, wrapped
+from bench.pictures.viewing import looks
+from bench.registry import find_method, method_names
 from bench.request import requested_sweep
 from bench.space import Domain
 
@@ -286,3 +290,16 @@ def test_a_small_image_of_a_dataset_is_told(card: Path, tmp_path: Path, monkeypa
 def test_unknown_names_have_a_suggestion() -> None:
     with pytest.raises(BenchError, match="did you mean 'simclr_gamma'"):
         requested_sweep("simclr_gama")
+
+
+@pytest.mark.parametrize("name", sorted({*method_names()} - {"imagenet"}))  # whose weights may not be at hand
+def test_every_method_says_how_its_views_look(name: str, photo: Path) -> None:
+    backbone = find_method(name).backbone or ("vit_micro" if name == "mae" else "small")
+    method = untrained(name, {}, backbone)
+    shown = looks(method, Photo("", Image.open(photo)).batch(3, 32), Draw(0, 3), 32)
+    assert bool(shown) == method.trains
+    for part in shown:
+        assert part.pictures.shape[:2] == (3, 3)
+        assert part.pictures.dtype == torch.float32
+        assert -1e-3 <= float(part.pictures.min()) <= float(part.pictures.max()) <= 1 + 1e-3
+        assert len(part.captions) in (0, 3)

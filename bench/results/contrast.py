@@ -154,8 +154,14 @@ def _over_all(
         scores = [table[name][dataset] for dataset in datasets]
         complete = set.intersection(*(set(one) for one in scores))
         each.append({seed: math.fsum(one[seed] for one in scores) / len(scores) for seed in sorted(complete)})
-    means = [mean_over_seeds(values.values()) for values in each]
+    means = [_in_bounds(mean_over_seeds(values.values())) for values in each]
     return Result(None, "", None, means[0], means[1], gap, _alone([set(values) for values in each]))
+
+
+def _in_bounds(mean: Mean) -> Mean:
+    """Scores lie in 0..1, so the interval is cut there, as the leaderboard's are."""
+    known = not math.isnan(mean.low)
+    return replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) if known else mean
 
 
 def _alone(seeds: list[set[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -28,7 +28,7 @@ def differing(first: Side, second: Side) -> Differing:
 
 def _fields(side: Side) -> Iterator[tuple[str, Any]]:
     names = _names(side)
-    for key, value in side.config.items():
+    for key, value in sorted(side.config.items(), key=lambda item: item[0] != "method"):  # what matters most first
         if key == "data":
             yield "pretrain.dataset", _dataset(value, names)
         elif key == "evaluate":
