@@ -33,7 +33,7 @@ STEPS, LOADERS = 20, 16
 PUBLISHED = (
     870.9  # samples/s of Barlow Twins, ViT-S/16, 224 px, batch 256 on one H200 (stable-pretraining's benchmarks)
 )
-BARLOW = ("barlow_twins", "vit_small")
+BARLOW = ("barlow_twins", "vit_s16")
 SIMCLR = {"resnet18": 4.0, "resnet50": 1.5}  # encoder: goal against lightly
 WITHOUT = "no GPU at hand"
 
