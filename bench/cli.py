@@ -233,7 +233,7 @@ def _run(
 
 
 def _plan(sweep: "Sweep", out: str, data_root: str | None, console: "Console") -> "Plan":
-    from bench.data.pack import cache_folder
+    from bench.cache import cache_folder
     from bench.plan import make_plan
 
     with console.status("reading datasets"):

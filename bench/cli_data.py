@@ -153,7 +153,7 @@ def clean(
     import sys
     import time
 
-    from bench.data.digests import cache_folder
+    from bench.cache import cache_folder
     from bench.data.roots import data_root as root_of
     from bench.data.shelf import on_shelf
     from bench.shelfsheet import Wish, amount, check_names, shelf_table
@@ -177,8 +177,9 @@ def _pack(console: "Console", name: str, image_size: int, processes: int | None,
     import time
 
     from bench.bar import packing
+    from bench.cache import cache_folder
     from bench.data.dataset import resolve
-    from bench.data.pack import cache_folder, open_pack, pack_size
+    from bench.data.pack import open_pack, pack_size
 
     with console.status("reading the dataset"):
         source = resolve(name, data_root).source

@@ -10,11 +10,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from bench.cache import cache_folder
 from bench.cards import card_paths
 from bench.data.card import Archive, DatasetCard, read_card
 from bench.data.check import usual_level
 from bench.data.dataset import Meaning, meaning, tree_of
-from bench.data.digests import cache_folder
 from bench.data.index import Index
 from bench.data.reading import read_index
 from bench.data.releases import find_layout

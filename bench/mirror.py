@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.data.digests import cache_folder
+from bench.cache import cache_folder
 from bench.objects import Objects
 from bench.storage import is_remote, join, last_name, normal
 

@@ -26,9 +26,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench.cache import cache_folder
 from bench.data import matfile
 from bench.data.dataset import resolve
-from bench.data.pack import cache_folder, open_pack
+from bench.data.pack import open_pack
 from bench.data.releases import layout_names
 from bench.data.tables import matlab
 from bench.data.tree import open_tree

@@ -16,10 +16,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from bench.cache import cache_folder
 from bench.data.dataset import Dataset, resolve
 from bench.data.index import SPLITS, cut
 from bench.data.layout import Layout
-from bench.data.pack import Pack, cache_folder, open_pack
+from bench.data.pack import Pack, open_pack
 from bench.data.reading import read_content
 from bench.data.releases import find_layout, layout_names
 from bench.data.source import Split

@@ -15,10 +15,11 @@ import scipy.io
 import torchvision.datasets
 from PIL import Image
 
+from bench.cache import cache_folder
 from bench.data.card import read_card
 from bench.data.dataset import Dataset, resolve
 from bench.data.index import SPLITS, Box, Row
-from bench.data.pack import cache_folder, open_pack
+from bench.data.pack import open_pack
 from bench.data.releases import find_layout, layout_names
 from bench.data.tree import open_tree
 from bench.errors import BadInput, BenchError, UnknownName

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.cache import cache_folder
 from bench.data.dataset import resolve
-from bench.data.pack import Pack, cache_folder, open_pack, pack_size
+from bench.data.pack import Pack, open_pack, pack_size
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
 from bench.evaluation.examples import split_examples

@@ -21,12 +21,13 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.cache import cache_folder
 from bench.data import pack as packing
 from bench.data import reading
 from bench.data.build import choose_canvas
 from bench.data.dataset import check_usable, resolve
 from bench.data.decode import load
-from bench.data.pack import Pack, Skipped, cache_folder, open_pack, pack_size
+from bench.data.pack import Pack, Skipped, open_pack, pack_size
 from bench.data.rows import stretch
 from bench.data.source import Source
 from bench.errors import BadData, BadInput

@@ -143,7 +143,7 @@ def run(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, out: str, tri
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     import ray
 
-    from bench.data.pack import cache_folder
+    from bench.cache import cache_folder
     from bench.plan import make_plan
     from bench.results.ledger import Ledger
     from bench.scheduling.agenda import Agenda

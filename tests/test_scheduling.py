@@ -230,7 +230,7 @@ def test_a_trial_that_fails_is_a_row_with_a_traceback(workshop):
 def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", workshop.environment["BENCH_CACHE"])
     monkeypatch.chdir(workshop.folder)
-    from bench.data.pack import cache_folder
+    from bench.cache import cache_folder
     from bench.plan import make_plan
     from bench.scheduling.agenda import Agenda
     from bench.scheduling.cluster import connect

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from bench import storage
+from bench.cache import cache_folder
 from bench.data.dataset import resolve
-from bench.data.pack import cache_folder, open_pack
+from bench.data.pack import open_pack
 from bench.data.tree import open_tree
 from bench.errors import BadInput
 from bench.storage import is_remote, join, last_name, normal, open_store

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from bench.cache import cache_folder
 from bench.cards import card_paths, find_card
 from bench.data.card import OPTIONS, READERS, DatasetCard, read_card
-from bench.data.digests import cache_folder
 from bench.data.index import SPLITS, Index
 from bench.data.reading import read_content
 from bench.data.releases import find_layout

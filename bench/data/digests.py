@@ -1,4 +1,4 @@
-"""The cache folder, and sha256 digests of files remembered in it."""
+"""Sha256 digests of files, remembered in the cache folder."""
 
 import contextlib
 import hashlib
@@ -12,21 +12,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
-from platformdirs import user_cache_path
-
 from bench.data.index import plain
 from bench.data.tree import Stamps, Tree
 
-ENVIRONMENT = "BENCH_CACHE"
 UNREADABLE = "unreadable"  # stands for the digest of a file that cannot be read
 _SETTLED_NS = 200_000_000  # a file changed more recently may change again within one tick of its clock
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where packs and digests are kept: BENCH_CACHE, else the user's cache folder."""
-    named = os.environ.get(ENVIRONMENT)
-    return Path(named).expanduser().absolute() if named else user_cache_path("bench")
 
 
 def file_digests(tree: Tree, stamps: Stamps, cache: Path) -> dict[str, str]:

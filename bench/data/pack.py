@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bench.cache import cache_folder
 from bench.data.build import Skipped, build
 from bench.data.dataset import index_of
-from bench.data.digests import cache_folder
 from bench.data.index import SPLITS
 from bench.data.source import Source, Split
 from bench.errors import BadInput

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 
+from bench.cache import cache_folder
 from bench.data.card import DatasetCard
-from bench.data.digests import cache_folder
 from bench.data.releases import find_layout
 from bench.data.tree import Tree, open_tree
 from bench.errors import BadInput

@@ -99,7 +99,7 @@ def write_page(
     pictures: bool = True,
 ) -> Path:
     """Write the page to a file, or as report.html to a folder (which is made); returns the file's path."""
-    from bench.data.digests import cache_folder
+    from bench.cache import cache_folder
 
     path = to / "report.html" if to.is_dir() or not to.suffix else to
     cache = cache_folder() if pictures else None

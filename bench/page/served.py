@@ -32,7 +32,7 @@ def main() -> None:
 
 def make(out: Path, name: str, sweep: str | None, *, pictures: bool) -> str:
     """The page of `bench report --html`, which calls itself `name` and shows the live progress."""
-    from bench.data.digests import cache_folder
+    from bench.cache import cache_folder
     from bench.page.render import render_page
     from bench.results.exports import columns_for
     from bench.results.questions import sweep_records

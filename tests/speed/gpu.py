@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.cache import cache_folder
 from bench.data.dataset import resolve
-from bench.data.digests import cache_folder
 from bench.data.pack import Pack, open_pack, pack_size
 from bench.draw import Draw
 from bench.encoders import build_encoder

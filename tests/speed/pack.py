@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from bench.data import digests
+from bench.cache import ENVIRONMENT
 from bench.data.build import choose_canvas
 from bench.data.dataset import resolve
 from bench.data.pack import open_pack, pack_size, usable_cores
@@ -112,7 +112,7 @@ def measure(count: int, arguments: argparse.Namespace) -> Sequence[Figure]:
     """Images per second of each."""
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as name:
         data, cache = Path(name) / "data", Path(name) / "cache"
-        os.environ[digests.ENVIRONMENT] = str(cache)
+        os.environ[ENVIRONMENT] = str(cache)
         make(data, count)
         files = sorted(str(path) for path in data.rglob("*.jpg"))
         size = sum(Path(file).stat().st_size for file in files) / count

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.data.digests import cache_folder
+from bench.cache import cache_folder
 from bench.job import Job
 from bench.plan import Plan, local_hardware, make_plan
 from bench.study import preview

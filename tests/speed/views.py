@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from bench.cache import cache_folder
 from bench.data.dataset import resolve
-from bench.data.digests import cache_folder
 from bench.data.pack import open_pack, pack_size
 from bench.draw import Draw
 from bench.encoders import build_encoder
