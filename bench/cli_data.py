@@ -55,8 +55,8 @@ def fetch(
 
     from rich.console import Console
 
-    from bench.data.fetch import fetch as carry_out
-    from bench.data.fetch import plan_fetch
+    from bench.fetching.fetch import fetch as carry_out
+    from bench.fetching.fetch import plan_fetch
     from bench.transfer_display import intention, outcome, terms, watching
 
     console, began = Console(highlight=False), time.monotonic()

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from bench.data.card import Archive
-from bench.data.fetch import Fetched, Plan
+from bench.fetching.fetch import Fetched, Plan
 
 _EVERY = 10.0  # seconds between the lines of one task where there is no terminal
 
@@ -60,7 +60,7 @@ def outcome(plan: Plan, fetched: Fetched, seconds: float) -> list[str]:
 
 @contextmanager
 def watching(console: Console) -> Iterator["Bars | Lines"]:
-    """A `bench.data.part.Watch` for this console."""
+    """A `bench.fetching.part.Watch` for this console."""
     if not console.is_terminal:
         yield Lines(console)
         return

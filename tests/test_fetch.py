@@ -23,13 +23,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.data import fetch as fetching
 from bench.data.card import read_card
-from bench.data.download import Patience
-from bench.data.fetch import Fetched, fetch, plan_fetch
-from bench.data.part import Part
 from bench.data.roots import find_release
 from bench.errors import BadData, BadInput, BenchError
+from bench.fetching import fetch as fetching
+from bench.fetching.download import Patience
+from bench.fetching.fetch import Fetched, fetch, plan_fetch
+from bench.fetching.part import Part
 from bench.transfer_display import watching
 
 QUICK = Patience(attempts=4, first_wait=0.01, connect=10.0, read=10.0)
@@ -604,7 +604,7 @@ def test_interrupted_it_says_that_it_goes_on(mini: Host, root: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from bench.data.fetch import fetch, plan_fetch
+from bench.fetching.fetch import fetch, plan_fetch
 
 class Killer:
     def tell(self, message): pass

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.unpack import Limits, is_archive, unpack
 from bench.errors import BadData
+from bench.fetching.unpack import Limits, is_archive, unpack
 
 SMALL = Limits(ratio=10, floor=1 << 20, members=50)
 

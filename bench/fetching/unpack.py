@@ -4,9 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data.members import Limits, Progress, Writer
-from bench.data.untar import untar
-from bench.data.unzip import unzip
+from bench.fetching.members import Limits, Progress, Writer
+from bench.fetching.untar import untar
+from bench.fetching.unzip import unzip
 
 __all__ = ["Limits", "Unpacked", "is_archive", "unpack"]
 

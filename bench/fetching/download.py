@@ -17,8 +17,8 @@ from rich.filesize import decimal
 
 from bench import __version__
 from bench.data.card import Archive
-from bench.data.part import Part, Watch
 from bench.errors import BadData, BadInput, BenchError
+from bench.fetching.part import Part, Watch
 
 if TYPE_CHECKING:
     from requests import Response, Session

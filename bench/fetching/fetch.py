@@ -17,13 +17,13 @@ from rich.filesize import decimal
 
 from bench.data.card import READERS, Archive, DatasetCard
 from bench.data.dataset import meaning, tree_of
-from bench.data.download import Patience, download
-from bench.data.part import Watch, verify
 from bench.data.releases import find_layout
 from bench.data.roots import data_root, find_release
 from bench.data.tree import open_tree
-from bench.data.unpack import is_archive, unpack
 from bench.errors import BadData, BadInput
+from bench.fetching.download import Patience, download
+from bench.fetching.part import Watch, verify
+from bench.fetching.unpack import is_archive, unpack
 from bench.storage import is_remote
 
 _UNPACKED = 1.1  # bytes on the disk for each byte of an archive of pictures

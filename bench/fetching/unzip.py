@@ -3,7 +3,7 @@
 import stat
 import zipfile
 
-from bench.data.members import Writer
+from bench.fetching.members import Writer
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _LOCAL_HEADER = 30  # bytes before a member's name

@@ -13,7 +13,7 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from bench.data.members import CHUNK, Writer
+from bench.fetching.members import CHUNK, Writer
 
 _BLOCK = 512
 _HEADER = 1 << 14  # the longest extended header that is read into memory

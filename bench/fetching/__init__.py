@@ -1,0 +1,1 @@
+"""Fetching a released dataset: its archives downloaded, verified and unpacked, none of which is trusted."""
