@@ -46,15 +46,18 @@ class Taken:
 
 
 def alternate(things: Mapping[str, Callable[[], object]], repeats: int, warm: int = 1) -> dict[str, Taken]:
-    """Run the things in turn, `repeats` times after `warm` unmeasured rounds: a noisy neighbour meets them all."""
+    """Run the things in turn, `repeats` times after `warm` unmeasured rounds: a noisy neighbour meets them all.
+
+    A thing that returns seconds says itself how long that part of it took which counts.
+    """
     wall: dict[str, list[float]] = {name: [] for name in things}
     cpu: dict[str, list[float]] = {name: [] for name in things}
     for round_number in range(warm + repeats):
         for name, thing in things.items():
             start, busy = time.perf_counter(), time.process_time()
-            thing()
+            counted = thing()
             if round_number >= warm:
-                wall[name].append(time.perf_counter() - start)
+                wall[name].append(counted if isinstance(counted, float) else time.perf_counter() - start)
                 cpu[name].append(time.process_time() - busy)
     return {name: Taken(tuple(wall[name]), tuple(cpu[name])) for name in things}
 
