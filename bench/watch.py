@@ -19,9 +19,9 @@ from rich.text import Text
 
 from bench.errors import BadInput, UnknownName
 from bench.live import BEAT, FOLDER, Snapshot, live_files
-from bench.page.safe import exposed
 from bench.panel import panel
 from bench.results.questions import sweep_records
+from bench.safe import exposed
 
 POLL = 1.0  # seconds between two looks
 SILENT = 10.0  # seconds without a renewed word after which a driver is said to be silent

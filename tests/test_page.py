@@ -20,13 +20,13 @@ from bench.cli import app
 from bench.page.diagram import diagram
 from bench.page.figures import MOST_CLASSES, confused, confusion_figure, front
 from bench.page.render import bounded, plotly_bundle, render_page, write_page
-from bench.page.safe import exposed, label, script_json
 from bench.page.trials import LEAST_DETAILS, MOST_DETAILS, Confusion
 from bench.pictures.album import Album, Picture, Row, Strip
 from bench.results.ledger import Ledger
 from bench.results.questions import sweep_records
 from bench.results.ranking import friedman
 from bench.results.schema import Measurement, Membership, TrialFacts, rows_table
+from bench.safe import exposed, label, script_json
 
 EVIL = '</script><img src=x onerror="window.pwned=1"><b>\'&\u202e$x$'
 SWEEP_ID = "ab" * 32

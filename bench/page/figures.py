@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.page.safe import label
 from bench.page.trials import Confusion, Detail
 from bench.results import wording
 from bench.results.leaderboard import Standing
+from bench.safe import label
 
 MOST_LINES = 60  # in one figure of learning curves
 MOST_POINTS = 400  # epochs of one line

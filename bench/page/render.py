@@ -19,7 +19,6 @@ from markupsafe import Markup, escape
 
 from bench.page.diagram import diagram
 from bench.page.figures import MOST_CLASSES, Figure, confusion_figure, cost_figure, curve_figures
-from bench.page.safe import data_uri, script_hash, script_json
 from bench.page.searches import Searched, searches
 from bench.page.tables import Board, Gap, board, gaps
 from bench.page.trials import LEAST_DETAILS, MOST_DETAILS, Detail, details
@@ -29,6 +28,7 @@ from bench.results.findings import Findings, Records, findings
 from bench.results.frames import rows_of
 from bench.results.ledger import Reading
 from bench.results.selection import NO_FILTERS, Filters
+from bench.safe import data_uri, script_hash, script_json
 
 MOST_MATRICES = 24  # of one sweep
 MOST_PICTURES = 8_000_000  # bytes of all pictures on a page, before base64

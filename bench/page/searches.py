@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bench.growing import fetched
 from bench.page.figures import Figure
-from bench.page.safe import label
+from bench.safe import label
 
 MOST_DRAWS = 500  # that a figure shows, evenly spread over the search
 LEAST = 2  # finished draws that a figure needs

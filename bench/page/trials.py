@@ -11,7 +11,6 @@ import pandas as pd
 
 from bench import mirror
 from bench.errors import short
-from bench.page.safe import pretty_json
 from bench.results import wording
 from bench.results.files import read_record
 from bench.results.findings import Findings
@@ -19,6 +18,7 @@ from bench.results.frames import PARAM, rows_of
 from bench.results.ledger import Ledger
 from bench.results.listing import Entry, version
 from bench.results.selection import trials_of
+from bench.safe import pretty_json
 
 MOST_DETAILS = 240  # trials in detail on a page, over all its sweeps
 LEAST_DETAILS = 24  # of one sweep, however many sweeps there are

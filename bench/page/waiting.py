@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from bench.page.safe import script_hash
+from bench.safe import script_hash
 
 
 def waiting_page() -> str:
