@@ -85,7 +85,7 @@ def until(holds: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 
 def words(out: Path) -> list[Snapshot]:
-    return [Snapshot.model_validate_json(path.read_text()) for path in sorted((out / "live").glob("*.json"))]
+    return [Snapshot.model_validate_json(path.read_text()) for path in sorted(live.live_files(out / "live"))]
 
 
 # What a driver tells ---------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_words_of_earlier_drivers_go_and_those_of_living_ones_come_back(tmp_path
         with telling(tmp_path, lambda: told(elapsed=1.0)):
             until(lambda: len(words(tmp_path)) == 3)
             assert other.exists()
-            assert not list((tmp_path / "live").glob("*killed*"))
+            assert not [path for path in live.live_files(tmp_path / "live") if "killed" in path.name]
 
 
 @pytest.mark.usefixtures("quick")
