@@ -24,10 +24,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A score: `sort` is what it sorts by; `low` to `high` and `at` are places in 0..100 on the dataset's scale."""
+    """A score, `beside` it macro F1 where classes are unequal; `sort` is what it sorts by.
+
+    `low` to `high` and `at` are places in 0..100 on the dataset's scale.
+    """
 
     text: str = ""
     interval: str = ""
+    beside: str = ""
     sort: str = ""
     best: bool = False
     tie: bool = False
@@ -144,6 +148,7 @@ def _cell(row: Any, scale: tuple[float, float]) -> Cell:
     return Cell(
         text=wording.percent(row.value),
         interval=wording.interval(row.low, row.high),
+        beside="" if pd.isna(row.macro_f1) else f"F1 {wording.percent(row.macro_f1)}",
         sort=_sortable(row.value),
         best=best,
         tie=not best and not pd.isna(row.tie) and bool(row.tie),
