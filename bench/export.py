@@ -89,7 +89,9 @@ def find_trial(out: Path, reference: str, *, seed: int | None = None, sweep: str
     hexadecimal = re.fullmatch(r"[0-9a-f]{4,64}", reference)
     found = named if len(named) or not hexadecimal else frame[frame["trial_id"].str.startswith(reference)]
     if found.empty:
-        known = [*frame["configuration"].unique(), *frame["trial_id"].str[: max(8, len(reference))].unique()]
+        known = [*frame["configuration"].unique()]
+        if hexadecimal:  # who mistypes an id is not helped by names, nor who mistypes a name by all ids
+            known = [*frame["trial_id"].str[: max(8, len(reference))].unique()]
         raise BadInput(f"{out}: no trial's id or configuration is {reference!r}{suggestion(reference, known)}")
     if seed is not None:
         seeds = sorted(found["seed"].unique())

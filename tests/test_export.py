@@ -168,6 +168,7 @@ def test_which_trial_is_meant(tmp_path):
     assert export_trial(out, "simclr", tmp_path / "m", seed=2).trial_id == second.id
     for reference, words in (
         ("simclear", "did you mean 'simclr'"),
+        ("nothing like it", "there are: byol, simclr$"),  # and not every trial's id
         (first.id[:7] + ("0" if first.id[7] != "0" else "1"), f"did you mean {first.id[:8]!r}"),
         ("byol", "the trial is failed"),
         (broken.id[:9], "the trial is failed"),

@@ -168,7 +168,7 @@ bench run --sweep gamma --profile small
 ```
 
 It asks the same if the sweep's id is again 0123456789abcdef (its whole definition: sweeps/gamma-0123456789ab.json \
-beside the ledger; what was given by --set counts in it).
+beside the ledger; what was given by --set and the other options counts in it).
 
 ## What it stands on
 

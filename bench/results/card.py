@@ -53,7 +53,7 @@ def _reproduce(found: Findings) -> list[str]:
     same = (
         f"It asks the same if the sweep's id is again {visible(sweep_id)} "
         f"(its whole definition: sweeps/{visible(found.sweep)}-{visible(sweep_id)[:12]}.json beside the ledger; "
-        "what was given by --set counts in it)."
+        "what was given by --set and the other options counts in it)."
     )
     return [f"{fence}sh\n{command}\n{fence}", escape(same)]
 
