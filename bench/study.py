@@ -144,7 +144,7 @@ def best_draws(plan: Plan) -> dict[str, dict[str, Value]]:
     """The best configuration of each candidate whose search has ended; not of those with missing or open draws."""
     found = {}
     for name, study in read_studies(plan).items():
-        trials = study.trials[: plan.sweep.draws(name)]
+        trials = study.get_trials(deepcopy=False)[: plan.sweep.draws(name)]
         over = len(trials) == plan.sweep.draws(name) and all(trial.state.is_finished() for trial in trials)
         winner = best(study, plan)
         if over and winner is not None:
@@ -154,7 +154,7 @@ def best_draws(plan: Plan) -> dict[str, dict[str, Value]]:
 
 def best(study: optuna.Study, plan: Plan) -> FrozenTrial | None:
     """The draw with the highest validation objective, the earliest among equals."""
-    trials = study.trials[: plan.sweep.draws(study.study_name)]
+    trials = study.get_trials(deepcopy=False)[: plan.sweep.draws(study.study_name)]
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
     return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 

@@ -106,6 +106,18 @@ def test_the_same_command_again_runs_nothing(plan, tmp_path):
     assert again.tally.ran == 0
 
 
+def test_the_same_command_again_lists_the_ledger_a_few_times_however_many_trials_it_holds(plan, tmp_path, monkeypatch):
+    first = run(Agenda(plan), temperature)
+    listed: list[str] = []
+    take = Ledger.listing
+    monkeypatch.setattr(Ledger, "listing", lambda ledger, prefix="": listed.append(prefix) or take(ledger, prefix))
+    again = Agenda(remake(tmp_path))
+    assert again.is_done()
+    assert again.tally.reused == len(first)
+    assert listed == ["", ""]
+    assert again.best("simclr").value == max(map(temperature, first[:5]))
+
+
 def test_another_sweep_reuses_the_finished_trials(plan, tmp_path):
     run(Agenda(plan), temperature)
     other = remake(tmp_path, name="other")

@@ -30,6 +30,7 @@ from bench.results.schema import rows_table
 from bench.scheduling import claims
 from bench.scheduling.events import emit
 from bench.scheduling.lease import Lease
+from bench.scheduling.recorded import place, recorded
 from bench.study import ask, begin_studies, best, study_path
 
 POLL = 1.0  # seconds between two looks at a trial that another driver runs
@@ -87,6 +88,8 @@ class Agenda:
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
         self._leftover = deque(self._unseen())
+        told = self._leftover and not force
+        self._recorded_before = patiently(recorded, self.ledger, plan.sweep.name, plan.sweep_id) if told else {}
 
     def is_done(self) -> bool:
         """Take in everything that is known already, and say whether nothing runs and nothing is left to run."""
@@ -277,7 +280,7 @@ class Agenda:
                 self._studies[name].tell(trial, state=TrialState.FAIL)
 
     def _draws(self, name: str) -> list[FrozenTrial]:
-        return list(self._studies[name].trials[: self.plan.sweep.draws(name)])
+        return self._studies[name].get_trials(deepcopy=False)[: self.plan.sweep.draws(name)]
 
     def _known(self, job: Job) -> bool:
         """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
@@ -287,6 +290,10 @@ class Agenda:
             if job.trial.pretrain_id not in self._trained:  # else it is of this command, for another trial
                 mirror.empty(job.folder)
             return False
+        before = self._recorded_before.get(place(job))
+        if before is not None:
+            self._take_over(job, before.status, before.objective)
+            return True
         status = patiently(self.ledger.status, trial_id, job.sweep, job.sweep_id, job.configuration)
         if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
@@ -302,15 +309,21 @@ class Agenda:
         return True
 
     def _reuse(self, job: Job, status: str) -> None:
+        objective = 0.0
         if status == "finished":
             if patiently(self.ledger.adopt, job.trial.id, membership(job)) is None:
                 raise OSError("its ledger file cannot be read")
-            self._tell(job, value=float(self._recorded(job, "objective")))
-        elif status == "pruned":
-            self._tell(job, state=TrialState.PRUNED)
-        else:
+            objective = float(self._recorded(job, "objective"))
+        elif status == "failed":
             failure = Failure(label(job), self._recorded(job, "error"), self._recorded(job, "error_file"))
             self.tally.failures.append(failure)
+        self._take_over(job, status, objective)
+
+    def _take_over(self, job: Job, status: str, objective: float) -> None:
+        if status == "finished":
+            self._tell(job, value=objective)
+        elif status == "pruned":
+            self._tell(job, state=TrialState.PRUNED)
         self.tally.reused += 1
         emit("reused", job.trial.id, {"job": job, "status": status})
 
@@ -331,9 +344,11 @@ class Agenda:
         if job.draw is None:
             return
         study = self._studies[job.configuration]
-        if study.trials[job.draw].state.is_finished():
+        storage = study._storage  # by its number: a study's own ways lead over a copy of all of its draws
+        drawn = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, job.draw))
+        if drawn.state.is_finished():
             return
-        trial = optuna.trial.Trial(study, study.trials[job.draw]._trial_id)
+        trial = optuna.trial.Trial(study, drawn._trial_id)
         with contextlib.suppress(UpdateFinishedTrialError):  # another driver has told it meanwhile
             for epoch, objective in (rungs or {}).items():
                 trial.report(objective, epoch)
