@@ -19,9 +19,10 @@ class Cell:
     aside: str = ""
     style: str = ""
 
-    def text(self, *, stacked: bool) -> Text:
-        """The cell on one line, or on two."""
-        beside, below = (self.aside, self.interval) if stacked else (self.interval, self.aside)
+    def text(self, width: int, *, stacked: bool) -> Text:
+        """The cell on one line, its aside after an interval of `width` characters, or on two."""
+        interval = self.interval if stacked or not self.aside else self.interval.ljust(width)
+        beside, below = (self.aside, interval) if stacked else (interval, self.aside)
         line = Text.assemble((self.value, self.style), " " if beside else "", (beside, "dim"))
         return line.append(f"\n{below}" if stacked and below else f"  {below}" if below else "", "dim")
 
@@ -85,10 +86,13 @@ class Grid:
         for head in self.tail.values() if tail else ():
             table.add_column(head, justify="right", no_wrap=True)
         shown = [*names, *(self.tail if tail else ())]
+        cells = {name: [line.cells.get(name, Cell()) for line in self.lines] for name in shown}
+        widths = {name: max((len(cell.interval) for cell in found), default=0) for name, found in cells.items()}
         for before, line in zip((None, *self.lines), self.lines, strict=False):
             if before is not None and line.control and not before.control:
                 table.add_section()
-            table.add_row(*line.lead[:lead], *(line.cells.get(name, Cell()).text(stacked=stacked) for name in shown))
+            texts = (line.cells.get(name, Cell()).text(widths[name], stacked=stacked) for name in shown)
+            table.add_row(*line.lead[:lead], *texts)
         return table
 
 

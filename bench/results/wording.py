@@ -110,7 +110,8 @@ def legend(board: pd.DataFrame) -> str:
         if used
     ]
     known = board["tie"].notna() & ~board["best"]
-    ties = "= tied with it (not separated, all pairs over seeds, Holm)" if known.any() else "one seed tells no ties"
+    untold = "no ties can be told" if (board["seeds"] > 1).any() else "one seed tells no ties"
+    ties = "= tied with it (not separated, all pairs over seeds, Holm)" if known.any() else untold
     groups = "; those that share a letter are tied over all datasets" if board["group"].fillna("").any() else ""
     beside = "; F1: macro F1, as the classes are unequal" if board["macro_f1"].notna().any() else ""
     return f"{ties}{groups}; [95 % interval: {', '.join(ranges)}]; n: test samples{beside}"
