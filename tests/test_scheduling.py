@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.live import Snapshot
 from bench.results.ledger import Ledger
 
 pytestmark = pytest.mark.timeout(280)
@@ -191,7 +192,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_and_changes_nothing(worksho
     assert len(left) > 10
 
 
-def test_ctrl_c_keeps_what_is_finished_and_resumes_the_rest(workshop):
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_ctrl_c_keeps_what_is_finished_and_resumes_the_rest(workshop, how):
     sweep = workshop.write(trials=2, epochs=60)
     process = workshop.start("run", "--sweep", str(sweep), "--out", "out", "--cpus", "1")
     ledger, trials = workshop.folder / "out" / "ledger", workshop.folder / "out" / "trials"
@@ -201,10 +203,12 @@ def test_ctrl_c_keeps_what_is_finished_and_resumes_the_rest(workshop):
             break
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, f"{out}\n{err}"
     assert "interrupted: the same command goes on from here" in out
+    (word,) = (workshop.folder / "out" / "live").glob("*.json")
+    assert Snapshot.model_validate_json(word.read_text()).state == "interrupted"
     (state,) = trials.glob("*/state.safetensors")
     before = len(workshop.frame()["trial_id"].unique())
     assert before == 1

@@ -1,9 +1,10 @@
 """Running a plan on Ray: one Tune experiment for search and confirmation."""
 
 import math
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from bench.errors import BadInput, suggestion
 from bench.plan import Plan
 from bench.scheduling.agenda import Agenda
 from bench.scheduling.cluster import ACCELERATOR, Cluster
+from bench.scheduling.scratch import scratch
 
 MARK = 0.001  # of the accelerator's type: it places a worker and uses nothing up
 EPSILON = 1e-9  # Ray counts in ten-thousandths; a third of a GPU fits three times
 
 
 def run_agenda(agenda: Agenda, cluster: Cluster, log_to: Sequence[str] = ()) -> None:
-    """Run what is left of an agenda on the connected Ray; returns when it is done or Ctrl-C was pressed.
+    """Run what is left of an agenda on the connected Ray; returns when it is done, or Ctrl-C or SIGTERM came.
 
     `log_to`: trackers beside TensorBoard (see `trackers`).
     Raises BadInput when no trial fits the cluster.
@@ -28,12 +30,24 @@ def run_agenda(agenda: Agenda, cluster: Cluster, log_to: Sequence[str] = ()) -> 
 
     plan = agenda.plan
     slots = trial_slots(plan, cluster)
-    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=plan.out))
     try:
-        _tuner(agenda, slots, storage, tune, log_to).fit()
+        with scratch() as storage, _ended_as_by_ctrl_c():
+            _tuner(agenda, slots, storage, tune, log_to).fit()
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
         agenda.tally.notes.extend(trackers.dropped)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, by which job schedulers end a command, end the sweep as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former or signal.SIG_DFL)
 
 
 def per_worker(plan: Plan) -> dict[str, float]:
@@ -100,7 +114,7 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any, log_to: Sequenc
             "amounts": per_worker(plan),
             "gpus": plan.gpus,
             "fewest": wanted.fewest,
-            "storage": str(storage / "train"),
+            "scratch": storage.name,
             "path": str(Path.cwd()),
         },
         tune_config=tune.TuneConfig(

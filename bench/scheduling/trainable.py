@@ -10,8 +10,10 @@ guards them.
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,11 +25,14 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable import wrap_function
 
 from bench import mirror
+from bench.errors import BenchError
 from bench.execution import run_job
 from bench.job import Job
 
@@ -89,7 +94,8 @@ def shared_trial(config: dict[str, Any]) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=ray.tune.get_context().get_trial_id(),
-            storage_path=config["storage"],
+            # Only its controller, on this node, reads it; on the driver's machine it goes with the driver's scratch.
+            storage_path=str(Path(tempfile.gettempdir(), config["scratch"], "train")),
             callbacks=[TuneReportCallback()],
             failure_config=ray.train.FailureConfig(max_failures=RETRIES, controller_failure_limit=2),
         ),
@@ -101,11 +107,35 @@ def shared_trial(config: dict[str, Any]) -> None:
 
 
 def _cause(error: Exception) -> Exception:
-    """The first worker's own exception inside Ray Train's error, else the error itself."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    first = next(iter(failures.values()), error)
-    cause: Exception = getattr(first, "cause", None) or first
-    return cause
+    """A worker's own exception inside Ray Train's error, not that of one that felt it; else the error itself."""
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
+    return _own(next(filter(is_final, failures), failures[0]))
+
+
+def _own(error: Exception) -> Exception:
+    """What a worker raised, out of what Ray Train wraps it in; other errors of Ray as they are."""
+    own: Exception = error._base_exc if isinstance(error, UserExceptionWithTraceback) else error
+    return own
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a worker raised this and would raise it again; false where it died, or felt another one's death."""
+    own = _own(error)
+    if isinstance(own, BenchError):
+        return True
+    # A lost peer is a RuntimeError of the process group, or an error of the network.
+    return own is not error and not isinstance(own, RuntimeError | OSError | ray.exceptions.RayError)
+
+
+class WorkersDied(DefaultFailurePolicy):
+    """Start workers again that died, as Ray Train does, but not those that failed: that is a failed trial, at once."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Decide what becomes of the run."""
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if any(is_final(error) for error in failures.values()):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class AbortableTrainer(TorchTrainer):
@@ -118,6 +148,7 @@ class AbortableTrainer(TorchTrainer):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, dropped)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["failure_policy"] = WorkersDied(self.run_config.failure_config)
         environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         controller = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(
