@@ -14,6 +14,7 @@ MOST_LINES = 60  # in one figure of learning curves
 MOST_POINTS = 400  # epochs of one line
 MOST_LOSSES = 4  # figures of learning curves for one method
 MOST_CLASSES = 120  # of a confusion matrix that is drawn
+CROWDED = 40  # classes above which their names are small and upright
 CONFUSED = 5  # pairs of classes that are named
 COLOURS = ("#2f6fde", "#e0762f", "#2a9d63", "#c2419b", "#8b6fd8", "#b8982c", "#2aa3b5", "#d64545")
 DASHES = ("solid", "dot", "dash", "dashdot")
@@ -136,6 +137,7 @@ def confusion_figure(title: str, matrix: Confusion) -> Figure:
     if size > MOST_CLASSES:
         return Figure(title, f"{size} classes are too many to draw. {note}", {})
     names = [label(_cut(name)) for name in matrix.classes]
+    small = {"tickfont": {"size": 9}} if size > CROWDED else {}
     # Names stand on the axes as texts of numbered places: two classes may look alike.
     ticks = {
         "tickmode": "array",
@@ -143,8 +145,8 @@ def confusion_figure(title: str, matrix: Confusion) -> Figure:
         "ticktext": names,
         "showgrid": False,
         "zeroline": False,
-    }
-    hover = [[f"{true} taken for {said}" for said in names] for true in names] if size <= 40 else None
+    } | small
+    hover = [[f"{true} taken for {said}" for said in names] for true in names] if size <= CROWDED else None
     data = {
         "type": "heatmap",
         "z": [[round(share, 3) for share in row] for row in shares],
@@ -159,10 +161,11 @@ def confusion_figure(title: str, matrix: Confusion) -> Figure:
     if size <= 12:
         data["texttemplate"] = "%{z:.0%}"
     layout = {
-        "xaxis": {"title": {"text": "answered"}, "constrain": "domain", "tickangle": -40} | ticks,
+        "xaxis": {"title": {"text": "answered"}, "constrain": "domain", "tickangle": -90 if small else -40} | ticks,
         "yaxis": {"title": {"text": "true"}, "autorange": "reversed"} | ticks,
     }
-    return Figure(title, note, {"data": [data], "layout": layout}, height=max(380, min(900, 190 + 16 * size)))
+    height = max(380, 190 + (12 if small else 16) * size)
+    return Figure(title, note, {"data": [data], "layout": layout}, height=height, least=12 * size if small else 0)
 
 
 def confused(matrix: Confusion) -> str:
