@@ -71,6 +71,11 @@ HUNGRY = """
         if self.config.temperature < 0.13:
             raise MemoryError("no room for 8 GiB")
 """
+NOT_FINITE = """
+        (marker() / f"{os.getpid()}.worker").touch()
+        for parameter in self.parameters():
+            parameter.data.fill_(float("nan"))
+"""
 SLOW = """
         time.sleep(0.15)
         import ray

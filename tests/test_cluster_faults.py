@@ -13,7 +13,7 @@ import torch
 from bench.scheduling.agenda import DIED, Agenda
 from bench.study import Journal
 from bench.training import checkpoint
-from tests.faults import GREEDY, MORTAL, SLOW, Lab, paint, prepare
+from tests.faults import GREEDY, MORTAL, NOT_FINITE, SLOW, Lab, paint, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,6 +65,21 @@ def test_two_workers_of_which_one_is_killed_and_one_that_is_always_killed(lab, m
     rows = lab.frame("greedy").drop_duplicates("trial_id").set_index("status")
     assert sorted(rows.index) == ["failed", "finished", "finished"]
     assert rows.loc["failed", "error"] == DIED
+
+
+def test_of_two_workers_whose_loss_is_no_number_neither_is_started_again(lab, monkeypatch):
+    from bench.scheduling.cluster import connect
+    from bench.scheduling.run import run_agenda
+
+    started = lab.folder / "started"
+    started.mkdir()
+    monkeypatch.setenv("MARKER", str(started))  # before Ray starts: its workers have what it had then
+    agenda = lab.agenda(lab.sweep(lab.method("absurd", NOT_FINITE)), over={"resources": {"workers": 2}})
+    with connect(None, cpus=2) as cluster:
+        run_agenda(agenda, cluster)
+    (failure,) = agenda.tally.failures
+    assert failure.error.startswith("TrialFailed: the loss 'loss' is not finite in epoch")
+    assert len(list(started.iterdir())) == 2
 
 
 def test_a_node_that_is_lost_takes_no_trial_with_it(lab, monkeypatch):

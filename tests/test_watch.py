@@ -510,6 +510,7 @@ seeds = []
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_real_sweep_is_seen_from_outside(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
