@@ -269,6 +269,7 @@ def test_a_method_outside_the_repository(tmp_path, monkeypatch):
     assert find_method("mypackage.mine").summary == "my own pretext task"
 
 
+@pytest.mark.slow
 def test_the_suite_runs_over_a_method_outside_the_repository(tmp_path):
     """The README's example, as its author would test it; and a copy with a mistake, which is found."""
     root = Path(__file__).parents[1]

@@ -113,6 +113,7 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_every_trial_leaves_a_small_tensorboard_file(run, tmp_path):
     run()
