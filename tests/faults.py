@@ -76,6 +76,11 @@ NOT_FINITE = """
         for parameter in self.parameters():
             parameter.data.fill_(float("nan"))
 """
+WRONG = """
+        (marker() / f"{os.getpid()}.worker").touch()
+        if rank() == 1:
+            raise KeyError("a mistake in the method")
+"""
 SLOW = """
         time.sleep(0.15)
         import ray

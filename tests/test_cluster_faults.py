@@ -13,7 +13,7 @@ import torch
 from bench.scheduling.agenda import DIED, Agenda
 from bench.study import Journal
 from bench.training import checkpoint
-from tests.faults import GREEDY, MORTAL, NOT_FINITE, SLOW, Lab, paint, prepare
+from tests.faults import GREEDY, MORTAL, NOT_FINITE, SLOW, WRONG, Lab, paint, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -67,18 +67,25 @@ def test_two_workers_of_which_one_is_killed_and_one_that_is_always_killed(lab, m
     assert rows.loc["failed", "error"] == DIED
 
 
-def test_of_two_workers_whose_loss_is_no_number_neither_is_started_again(lab, monkeypatch):
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (NOT_FINITE, "TrialFailed: the loss 'loss' is not finite in epoch"),
+        (WRONG, "KeyError: 'a mistake in the method'"),  # of the second worker alone, while the first waits for it
+    ],
+)
+def test_two_workers_that_would_fail_again_are_not_started_again(lab, monkeypatch, body, error):
     from bench.scheduling.cluster import connect
     from bench.scheduling.run import run_agenda
 
     started = lab.folder / "started"
     started.mkdir()
     monkeypatch.setenv("MARKER", str(started))  # before Ray starts: its workers have what it had then
-    agenda = lab.agenda(lab.sweep(lab.method("absurd", NOT_FINITE)), over={"resources": {"workers": 2}})
+    agenda = lab.agenda(lab.sweep(lab.method("absurd", body)), over={"resources": {"workers": 2}})
     with connect(None, cpus=2) as cluster:
         run_agenda(agenda, cluster)
     (failure,) = agenda.tally.failures
-    assert failure.error.startswith("TrialFailed: the loss 'loss' is not finite in epoch")
+    assert failure.error.startswith(error)
     assert len(list(started.iterdir())) == 2
 
 

@@ -73,7 +73,7 @@ def _no_locks(*_: object) -> None:
 def test_a_worker_that_failed_is_not_started_again_and_one_that_died_is():
     from ray.exceptions import RayActorError
     from ray.train import FailureConfig
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -83,12 +83,9 @@ def test_a_worker_that_failed_is_not_started_again_and_one_that_died_is():
         policy = WorkersDied(FailureConfig(max_failures=2))
         return policy.make_decision(WorkerGroupError("?", dict(enumerate(errors))))
 
-    def raised(error: Exception) -> Exception:
-        return UserExceptionWithTraceback(error, "...")
-
     died = WorkerHealthCheckFailedError("no answer", RayActorError())
     for error in (TrialFailed("not finite"), StoreAway("no answer"), KeyError("x"), MemoryError()):
-        assert decide(raised(error)) == FailureDecision.RAISE
-        assert decide(raised(RuntimeError("peer left")), raised(error)) == FailureDecision.RAISE
-    for error in (died, raised(RuntimeError("connection closed by peer")), raised(ConnectionResetError())):
+        assert decide(error) == FailureDecision.RAISE
+        assert decide(RuntimeError("peer left"), error) == FailureDecision.RAISE
+    for error in (died, RuntimeError("connection closed by peer"), ConnectionResetError()):
         assert decide(error) == FailureDecision.RETRY

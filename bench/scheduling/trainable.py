@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -109,22 +109,14 @@ def shared_trial(config: dict[str, Any]) -> None:
 def _cause(error: Exception) -> Exception:
     """A worker's own exception inside Ray Train's error, not that of one that felt it; else the error itself."""
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values()) or [error]
-    return _own(next(filter(is_final, failures), failures[0]))
-
-
-def _own(error: Exception) -> Exception:
-    """What a worker raised, out of what Ray Train wraps it in; other errors of Ray as they are."""
-    own: Exception = error._base_exc if isinstance(error, UserExceptionWithTraceback) else error
-    return own
+    return next(filter(is_final, failures), failures[0])
 
 
 def is_final(error: Exception) -> bool:
     """Whether a worker raised this and would raise it again; false where it died, or felt another one's death."""
-    own = _own(error)
-    if isinstance(own, BenchError):
-        return True
     # A lost peer is a RuntimeError of the process group, or an error of the network.
-    return own is not error and not isinstance(own, RuntimeError | OSError | ray.exceptions.RayError)
+    passing = (RuntimeError, OSError, ray.exceptions.RayError, RayTrainError)
+    return isinstance(error, BenchError) or not isinstance(error, passing)
 
 
 class WorkersDied(DefaultFailurePolicy):

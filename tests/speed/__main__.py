@@ -20,7 +20,7 @@ from tests.speed.figures import Figure
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "PERFORMANCE.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-HELPERS = ("__main__", "figures", "sweeps")
+HELPERS = ("__main__", "figures", "golden", "sweeps")
 PACKAGES = ("torch", "torchvision", "ray", "lightly", "kornia", "scikit-learn", "pandas", "pyarrow", "pillow")
 
 
