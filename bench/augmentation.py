@@ -73,6 +73,6 @@ def augment(images: ImageBatch, draw: Draw, size: int, settings: Augmentation, b
         boxes = random_resized_crop(images.aspect, draw, (settings.crop.low, settings.crop.high))
     view = crop(images, boxes, size, flip=draw.chance(settings.crop.flip))
     full, hue = 0.8 * settings.jitter.strength, 0.2 * settings.jitter.strength
-    view = colour.colour_jitter(view, draw, full, full, full, hue, settings.jitter.probability)
-    view = colour.grayscale(view, draw, settings.grayscale)
-    return colour.blur(view, draw, settings.blur.probability)
+    view = colour.colour_jitter(view, draw, full, full, full, hue, settings.jitter.probability, inplace=True)
+    view = colour.grayscale(view, draw, settings.grayscale, inplace=True)
+    return colour.blur(view, draw, settings.blur.probability, inplace=True)

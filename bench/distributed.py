@@ -77,19 +77,17 @@ class _Normalise(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, weight, mean, variance = ctx.saved_tensors
         form = torch.channels_last if values.dim() == 4 and _is_channels_last(values) else torch.contiguous_format
-        # As if the moments were constants; then what flows through them is taken off.
-        given, slope, offset = torch.ops.aten.native_batch_norm_backward(
-            gradients[0].contiguous(memory_format=form),
-            *(values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]),
+        gradient = gradients[0].contiguous(memory_format=form)
+        _, slope, offset = torch.ops.aten.native_batch_norm_backward(
+            gradient, values, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         total = torch.stack([slope, offset])
         dist.all_reduce(total)
         total /= values.numel() // values.shape[1] * world_size()
-        rate = torch.rsqrt(variance + ctx.eps)
-        shape = [1, -1] + [1] * (values.dim() - 2)
-        centred = values - mean.view(shape)  # the products with the mean would cancel, and leave their rounding
-        given.addcmul_(centred, (weight * rate.square() * total[0]).view(shape), value=-1)
-        given.sub_((weight * rate * total[1]).view(shape))
+        rate = weight * torch.rsqrt(variance + ctx.eps)
+        # What flows through the moments is a line in the normalised value: one more normalisation of the same values.
+        given = F.batch_norm(values, mean, variance, -rate * total[0], -rate * total[1], False, 0.0, ctx.eps)
+        given.addcmul_(gradient, rate.view([1, -1] + [1] * (values.dim() - 2)))
         return given, slope, offset, None
 
 
@@ -158,18 +156,24 @@ def share_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Replace each gradient by its mean over the workers, in one message."""
+    """Replace each gradient by its mean over the workers, in one message, of which the gradients are parts then."""
     if world_size() == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    if not moved:
         return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = moved[0].new_empty(sum(parameter.numel() for parameter in moved))
+    for parameter, part in zip(moved, flat.split([parameter.numel() for parameter in moved]), strict=True):
+        own = _laid_out(part, parameter)
+        parameter.grad = own if parameter.grad is None else own.copy_(parameter.grad)
     dist.all_reduce(flat)
     flat /= world_size()
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+
+
+def _laid_out(part: Tensor, like: Tensor) -> Tensor:
+    """A view of `[n]` numbers in the shape of a tensor of n, and where its memory has no gaps in its order too."""
+    dense = like.is_contiguous() or (like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last))
+    return part.as_strided(like.shape, like.stride()) if dense else part.view(like.shape)
 
 
 def average(value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import mirror
+from bench import memory, mirror
 from bench.distributed import rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
@@ -41,6 +41,11 @@ def run_job(job: Job, report: Report, device: torch.device) -> None:
     as planned; they are kept in the job's folder too.
     """
     torch.set_num_threads(job.threads)
+    with memory.kept():
+        _run(job, report, device)
+
+
+def _run(job: Job, report: Report, device: torch.device) -> None:
     started, clock = datetime.now(UTC), time.perf_counter()
     trainer = _Trainer(job, device, report)
     history = trainer.train()

@@ -80,7 +80,7 @@ class DINO(Method):
     def views(self, images: ImageBatch, draw: Draw, size: int) -> Views:
         """Two global views `[B,3,size,size]` and the smaller local ones, in 0..1."""
         views = multi_crop(images, draw, size, self.config, self.encoder)
-        views[1] = colour.solarize(views[1], draw, self.config.solarize)
+        views[1] = colour.solarize(views[1], draw, self.config.solarize, inplace=True)
         return tuple(views)
 
     def losses(self, views: Views, progress: float) -> Mapping[str, Tensor]:

@@ -172,7 +172,7 @@ class SimCLR(Method):
         """Apply each change; one that is off takes its random numbers too."""
         gamma, holes, swap = self.config.gamma, self.config.coarse_dropout, self.config.patch_swap
         jigsaw, local = self.config.jigsaw, self.config.local_jigsaw
-        x = colour.gamma(x, draw, gamma.low, gamma.high, gamma.share(view))
+        x = colour.gamma(x, draw, gamma.low, gamma.high, gamma.share(view), inplace=True)
         x = coarse_dropout(x, draw, holes.holes, (holes.low, holes.high), holes.fill, holes.share(view))
         x = swap_patches(x, draw, swap.pairs, swap.size, swap.share(view))
         x = shuffle_tiles(x, draw, jigsaw.grid, jigsaw.share(view))

@@ -6,11 +6,19 @@ Each module of this folder measures one subject against what users would pick in
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Self
+
+from bench import memory
+
+Make = Callable[..., Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,43 @@ def alternate(things: Mapping[str, Callable[[], object]], repeats: int, warm: in
                 wall[name].append(counted if isinstance(counted, float) else time.perf_counter() - start)
                 cpu[name].append(time.process_time() - busy)
     return {name: Taken(tuple(wall[name]), tuple(cpu[name])) for name in things}
+
+
+class Apart:
+    """A thing for `alternate` in a process of its own: what one does to its process is no help and no harm to others.
+
+    `make(*arguments)` builds it there. With `kept` the process keeps freed memory, as every trial of ours does.
+    """
+
+    def __init__(self, make: Make, *arguments: object, kept: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        # Not a daemon: those may not have the loader processes that a peer starts.
+        self._process = context.Process(target=_serve, args=(there, make, arguments, kept))
+        self._process.start()
+        there.close()
+
+    def __call__(self) -> float:
+        """The seconds of one run."""
+        self._here.send(True)
+        seconds: float = self._here.recv()  # EOFError: the process failed, and has said why
+        return seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.close()  # which ends the other's waiting
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Make, arguments: tuple[object, ...], kept: bool) -> None:
+    with memory.kept() if kept else nullcontext(), suppress(EOFError):
+        thing = make(*arguments)
+        while pipe.recv():
+            start = time.perf_counter()
+            counted = thing()
+            pipe.send(counted if isinstance(counted, float) else time.perf_counter() - start)
 
 
 def ratio(slow: Taken, fast: Taken) -> float:

@@ -7,10 +7,9 @@ model alone is one forward, backward and update after another on views that are 
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from bench.registry import build
 from bench.training.optimisers import build_optimizer
 from bench.training.pretrain import pretrain
 from bench.trial import Training
-from tests.speed.figures import Figure, alternate, main, ratio
+from tests.speed.figures import Apart, Figure, alternate, main, ratio
 
 SIZE, BATCH, STEPS = 64, 128, 8  # as many as the whole folder of coffee leaves gives
 GOALS = {"resnet18": 1.25, "small": 4.0}
@@ -43,26 +42,20 @@ def fresh(backbone: str) -> Method:
     return build("simclr", OFF, build_encoder(backbone, 0)).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def ours(backbone: str, pack: Pack, told: list[float]) -> Callable[[], float]:
-    """The seconds of an epoch of STEPS steps by the engine; those of its checkpoint are `told`.
-
-    They do not count, as lightly's pipeline writes none.
-    """
-    method = fresh(backbone)
+def ours(backbone: str, data: str) -> Callable[[], float]:
+    """The seconds of an epoch of STEPS steps by the engine, without its checkpoint: lightly's pipeline writes none."""
+    method, pack = fresh(backbone), photographs(data)
 
     def epoch() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            seconds = pretrain(method, pack, settings(backbone), 0, state=Path(folder) / "state").seconds
-            told.append(time.perf_counter() - start - seconds)
-        return seconds
+            return pretrain(method, pack, settings(backbone), 0, state=Path(folder) / "state").seconds
 
     return epoch
 
 
-def model_alone(backbone: str, pack: Pack) -> Callable[[], object]:
+def model_alone(backbone: str, data: str) -> Callable[[], object]:
     """STEPS forward and backward passes on one batch of views."""
-    method = fresh(backbone)
+    method, pack = fresh(backbone), photographs(data)
     with torch.no_grad():
         views = method.views(pack.batch(pack.pretraining_rows()[:BATCH]), Draw(0, BATCH), SIZE)
     views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
@@ -75,7 +68,7 @@ def model_alone(backbone: str, pack: Pack) -> Callable[[], object]:
     return epoch
 
 
-def lightly_pipeline(backbone: str, files: Sequence[str]) -> Callable[[], object]:
+def lightly_pipeline(backbone: str, data: str) -> Callable[[], object]:
     """STEPS steps of lightly's transform, loader and loss on the same files."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
@@ -84,6 +77,9 @@ def lightly_pipeline(backbone: str, files: Sequence[str]) -> Callable[[], object
     from torch.utils.data import DataLoader, Dataset
 
     transform = SimCLRTransform(input_size=SIZE, cj_strength=0.5, gaussian_blur=0.0, normalize=None)
+
+    pack = photographs(data)
+    files = [str(Path(pack.source.location) / file) for file in pack.files]
 
     class Photographs(Dataset[list[torch.Tensor]]):
         def __len__(self) -> int:
@@ -98,7 +94,13 @@ def lightly_pipeline(backbone: str, files: Sequence[str]) -> Callable[[], object
     network = nn.Sequential(encoder, SimCLRProjectionHead(encoder.dim, encoder.dim, 128))
     loss, optimizer = NTXentLoss(temperature=0.2), build_optimizer(settings(backbone), list(network.parameters()))
     loader = DataLoader(
-        Photographs(), batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+        Photographs(),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
+        multiprocessing_context="fork",  # as it starts them by itself in a script on Linux
     )
 
     def epoch() -> None:
@@ -111,30 +113,22 @@ def lightly_pipeline(backbone: str, files: Sequence[str]) -> Callable[[], object
 
 
 def measure(arguments: argparse.Namespace) -> Sequence[Figure]:
-    """Images per second of each, for a ResNet-18 and for the small encoder."""
-    source = resolve(arguments.data).source
-    whole = open_pack(source, pack_size(SIZE), cache_folder())
-    rows = whole.pretraining_rows()[: BATCH * STEPS]
-    pack = subset(whole, rows)
-    files = [str(Path(source.location) / whole.files[row]) for row in rows]
+    """Images per second of each, for a ResNet-18 and for the small encoder; each in a process of its own."""
+    photographs(arguments.data)  # packed once, before
     figures = []
     for backbone, goal in GOALS.items():
-        checkpoints: list[float] = []
-        taken = alternate(
-            {
-                "ours": ours(backbone, pack, checkpoints),
-                "lightly": lightly_pipeline(backbone, files),
-                "model": model_alone(backbone, pack),
-            },
-            arguments.repeats,
-        )
+        with (
+            Apart(ours, backbone, arguments.data, kept=True) as engine,
+            Apart(lightly_pipeline, backbone, arguments.data, kept=False) as peer,
+            Apart(model_alone, backbone, arguments.data, kept=True) as model,
+        ):
+            taken = alternate({"ours": engine, "lightly": peer, "model": model}, arguments.repeats)
         speeds = {name: f"{BATCH * STEPS / one.seconds:,.0f} images/s" for name, one in taken.items()}
         where = f"{SIZE} px, batch {BATCH}, fp32, {torch.get_num_threads()} threads, decoded anew by 2 loader processes"
         figures += [
             Figure(
                 f"SimCLR pretraining, CPU, {backbone}, against lightly",
-                f"ours {speeds['ours']} (and {statistics.median(checkpoints):.2f} s for its checkpoint after these "
-                f"{STEPS} steps, not counted), lightly {speeds['lightly']}; {where}",
+                f"ours {speeds['ours']}, lightly {speeds['lightly']}; {where}",
                 ratio(taken["lightly"], taken["ours"]),
                 "x",
                 goal,
@@ -150,10 +144,10 @@ def measure(arguments: argparse.Namespace) -> Sequence[Figure]:
     return figures
 
 
-def subset(pack: Pack, rows: torch.Tensor) -> Pack:
-    """The pack cut to some rows, all for pretraining."""
-    from dataclasses import replace
-
+def photographs(data: str) -> Pack:
+    """The first images of a folder, all for pretraining: as many as an epoch takes."""
+    pack = open_pack(resolve(data).source, pack_size(SIZE), cache_folder())
+    rows = pack.pretraining_rows()[: BATCH * STEPS]
     return replace(
         pack,
         images=pack.images[rows].clone(),

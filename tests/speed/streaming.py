@@ -19,8 +19,8 @@ import torch
 from bench.cache import cache_folder
 from bench.data.dataset import resolve
 from bench.data.pack import Pack, open_pack, pack_size
-from tests.speed.figures import Figure, alternate, main, ratio
-from tests.speed.pretraining import BATCH, SIZE, STEPS, model_alone, subset
+from tests.speed.figures import Apart, Figure, alternate, main, ratio
+from tests.speed.pretraining import BATCH, SIZE, STEPS, model_alone
 
 IMAGES = 20_000
 
@@ -53,8 +53,10 @@ def epoch(path: Path) -> None:
 def measure(arguments: argparse.Namespace) -> Sequence[Figure]:
     """Images per second of batches from the disk, against those that the small encoder trains on."""
     pack = open_pack(resolve(arguments.data).source, pack_size(SIZE), cache_folder())
-    train = model_alone("small", subset(pack, pack.pretraining_rows()[:BATCH]))
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
+    with (
+        tempfile.TemporaryDirectory(dir=cache_folder()) as name,
+        Apart(model_alone, "small", arguments.data, kept=True) as train,
+    ):
         path = Path(name) / "images.npy"
         write(path, pack)
 
