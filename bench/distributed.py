@@ -84,10 +84,11 @@ class _Normalise(Function):
         total = torch.stack([slope, offset])
         dist.all_reduce(total)
         total /= values.numel() // values.shape[1] * world_size()
-        rate = weight * torch.rsqrt(variance + ctx.eps)
-        # What flows through the moments is a line in the normalised value: one more normalisation of the same values.
-        given = F.batch_norm(values, mean, variance, -rate * total[0], -rate * total[1], False, 0.0, ctx.eps)
-        given.addcmul_(gradient, rate.view([1, -1] + [1] * (values.dim() - 2)))
+        invstd, shape = torch.rsqrt(variance + ctx.eps), [1, -1] + [1] * (values.dim() - 2)
+        rate = weight * invstd
+        given = values - mean.view(shape)  # products with the mean would cancel, and leave their rounding
+        torch.addcmul((-rate * total[1]).view(shape), given, (-rate * invstd * total[0]).view(shape), out=given)
+        given.addcmul_(gradient, rate.view(shape))
         return given, slope, offset, None
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -338,6 +339,20 @@ def test_failures_tell_which_why_and_where(frame: pd.DataFrame):
     assert f"{row['trial_id'][:12]} best draw 4, seed 0: TrialFailed: the loss is not finite (errors/x.txt)" in shown(
         frame
     )
+
+
+@pytest.mark.parametrize(("count", "lines"), [(5, 5 + 1), (6, 1 + 1), (2_000, 1 + 1)])
+def test_what_befell_many_trials_is_said_once_with_the_first_and_the_count(count: int, lines: int):
+    def failed(number: int, error: str) -> SimpleNamespace:
+        names = {"trial_id": f"{number:064d}", "configuration": "best", "draw": number, "seed": 0}
+        return SimpleNamespace(**names, error=error, error_file=f"errors/{number}.txt")
+
+    rows = [failed(number, "TrialFailed: out of memory") for number in range(count)]
+    said = wording.failures([*rows, failed(7_000, "KeyError: 'x'")])
+    assert len(said) == lines
+    assert said[0] == "000000000000 best draw 7000, seed 0: KeyError: 'x' (errors/7000.txt)"
+    more = f" and {count - 1:,} more" if lines == 2 else ""
+    assert said[1] == f"000000000000 best draw 0, seed 0{more}: TrialFailed: out of memory (errors/0.txt)"
 
 
 def test_the_stated_columns_are_enough_for_the_report(full: Book):

@@ -36,7 +36,7 @@ def markdown(found: Findings) -> str:
     lines = wording.notes(found, "bold:") if found.standings else []
     lines += wording.search_lines(found.bests) + wording.trial_lines(found.counts, found.versions)
     parts += [paragraph(line) for line in lines]
-    failed = [f"- {escape(wording.failure(row))}" for row in rows_of(found.failures)]
+    failed = [f"- {escape(line)}" for line in wording.failures(rows_of(found.failures))]
     parts += ["Failed trials:", "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
 

@@ -52,7 +52,7 @@ def _sweep(found: Findings) -> RenderableType:
     parts += _standings(found)
     parts += _gaps(found.gaps)
     parts.append(_footer(found))
-    lines = [wording.failure(row) for row in rows_of(found.failures)]
+    lines = wording.failures(rows_of(found.failures))
     parts += [_listing("Failed trials", lines, "red")] if lines else []
     return Group(*_spaced(parts), Text(""))
 

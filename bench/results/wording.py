@@ -1,6 +1,7 @@
 """How numbers and names are written in every report, whatever its format."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from bench.results.selection import FINALITY, NO_FILTERS, Best, Filters
 from bench.results.statistics import needed_reach
 
 FEW_SEEDS = 5
+EACH = 5  # failed trials of one cause that are named each
 NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -220,12 +222,26 @@ def trial_lines(counts: Mapping[str, int], versions: int) -> list[str]:
     return lines + ([f"The ledger also holds {count(versions, 'earlier version')} of this sweep."] if versions else [])
 
 
-def failure(row: Any) -> str:
-    """One failed trial: which, why, and where its traceback is; `row` is of `failures`."""
+def failures(rows: Sequence[Any]) -> list[str]:
+    """Failed trials, a line each; what befell more than `EACH` of them has one line, with the first and the count."""
+    lines = []
+    for _, alike in groupby(sorted(rows, key=_reason), key=_reason):
+        first, *others = alike
+        lines += [failure(first, len(others))] if len(others) >= EACH else [failure(row) for row in (first, *others)]
+    return lines
+
+
+def failure(row: Any, more: int = 0) -> str:
+    """One failed trial: which, why, where its traceback is; and `more` like it. `row` is of `failures`."""
     which = row.configuration
     which += "" if pd.isna(row.draw) else f" draw {row.draw}"
     where = "" if pd.isna(row.error_file) else f" ({row.error_file})"
-    return visible(f"{row.trial_id[:12]} {which}, seed {row.seed}: {row.error}{where}")
+    beside = f" and {more:,} more" if more else ""
+    return visible(f"{row.trial_id[:12]} {which}, seed {row.seed}{beside}: {row.error}{where}")
+
+
+def _reason(row: Any) -> str:
+    return str(row.error)
 
 
 def sentence(row: Any) -> str:
