@@ -82,7 +82,7 @@ def test_two_workers_have_the_loss_gradients_and_statistics_of_one(workers):
         torch.testing.assert_close(shared["loss"], alone["loss"])
         for name, gradient in alone["gradients"].items():
             if name == "0.bias":  # what a normalisation takes away: its gradient is 0, and either's is rounding
-                gradient = torch.zeros_like(gradient)  # noqa: PLW2901
+                gradient = torch.zeros_like(gradient)
             torch.testing.assert_close(shared["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
         for name, buffer in alone["buffers"].items():
             torch.testing.assert_close(shared["buffers"][name], buffer, msg=name)
