@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.speed import sweeps
 from tests.speed.figures import Figure, main
 
-TRIALS, EPOCHS = 18, 12
+TRIALS, EPOCHS = 18, 18
 ONE = """
 import sys, torch
 from pathlib import Path
