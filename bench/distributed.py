@@ -160,13 +160,13 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace each gradient by its mean over the workers, in one message, of which the gradients are parts then."""
     if world_size() == 1:
         return
-    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    moved = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
     if not moved:
         return
-    flat = moved[0].new_empty(sum(parameter.numel() for parameter in moved))
-    for parameter, part in zip(moved, flat.split([parameter.numel() for parameter in moved]), strict=True):
-        own = _laid_out(part, parameter)
-        parameter.grad = own if parameter.grad is None else own.copy_(parameter.grad)
+    sizes = [parameter.numel() for parameter, _ in moved]
+    flat = moved[0][1].new_empty(sum(sizes))
+    for (parameter, gradient), part in zip(moved, flat.split(sizes), strict=True):
+        parameter.grad = _laid_out(part, parameter).copy_(gradient)
     dist.all_reduce(flat)
     flat /= world_size()
 
