@@ -5,17 +5,18 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from bench import memory, mirror
-from bench.distributed import rank
+from bench.distributed import rank, wait_for_all
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
 from bench.errors import TrialFailed
@@ -29,6 +30,7 @@ from bench.results.schema import Membership, TrialFacts, rows_table
 from bench.training import checkpoint
 from bench.training.pretrain import Epoch, History, peak_memory, pretrain
 
+ENDING = 60.0  # seconds that a run which was told to end is waited for
 PICTURED = 8  # images that a method's own pictures show
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,11 +83,11 @@ class _Trainer:
         """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
         if not type(self.method).trains:
             return History()
-        mirror.refresh(self.job.folder)
-        saved = self.job.encoder
-        history = self._load(saved)
-        if history is not None:
-            return history
+        with _alone(self.job.folder):
+            mirror.refresh(self.job.folder)
+            return self._load(self.job.encoder) or self._pretrain()
+
+    def _pretrain(self) -> History:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         history = pretrain(
@@ -98,7 +100,7 @@ class _Trainer:
             on_note=self._note,
         )
         if rank() == 0:
-            self._save(saved, history)
+            self._save(self.job.encoder, history)
         return history
 
     def _load(self, saved: Path) -> History | None:
@@ -168,6 +170,25 @@ class _Trainer:
             temporary = folder / f".{name}.png"
             write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(temporary))
             patiently(mirror.publish, temporary, folder / f"{name}.png")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until a run of the same training that was told to end has ended: several workers take some seconds to.
+
+    The first worker waits for all. A storage without locks, or one that keeps those of a lost machine, holds nobody
+    up for long.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".training.lock", timeout=ENDING)
+    if rank() == 0:
+        with suppress(Timeout, NotImplementedError, OSError):
+            lock.acquire()
+    wait_for_all()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _facts(

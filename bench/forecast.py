@@ -90,17 +90,22 @@ def _time(plan: Plan, draws: dict[str, list[Job]], confirm: list[Job]) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_worker)))
     seconds: dict[str, float] = {}  # of one trial, by its name in the leaderboard
-    jobs = [job for job in confirm if find_method(job.trial.method).trains]
-    jobs += [first for name, (first, *_) in draws.items() for _ in range(sweep.draws(name))]
-    for job in jobs:
+    trained = [job for job in confirm if find_method(job.trial.method).trains]
+    searched = [(jobs[0], sweep.draws(name)) for name, jobs in draws.items()]
+    for job in (*trained, *(job for job, _ in searched)):
         if job.configuration not in seconds:
             training = job.trial.training
             steps = steps_per_epoch(rows, training.batch_size) * training.epochs if training.epochs else 0
             seconds[job.configuration] = steps * _seconds_per_step(job.trial, device) if steps else 0.0
     each = ", ".join(f"{clock(spent)} ({escape(name)})" for name, spent in seconds.items())
-    whole = sum(seconds[job.configuration] for job in jobs)
+    whole = about = sum(seconds[job.configuration] for job in trained)
+    for job, count in searched:
+        whole += count * seconds[job.configuration]
+        about += count * seconds[job.configuration] * sweep.search.prune.share(job.trial.training.epochs, count)
+    unpruned = f", {clock(whole)} if none were pruned" if about < whole else ""
+    trials = len(trained) + sum(count for _, count in searched)
     return (
-        f"device time: about {clock(whole)} of pretraining for {len(jobs)} trials if none is pruned; per trial "
+        f"device time: about {clock(about)} of pretraining for {trials} trials{unpruned}; per trial "
         f"{each} (from {TIMED_STEPS} steps timed on this {device.type}), evaluation not counted"
     )
 

@@ -48,8 +48,8 @@ class Row(Word):
 class Snapshot(Word):
     """A driver's view of its sweep at one moment: the panel of `bench run` as data.
 
-    `counts` are ended trials by how they ended, `rows` the first of the `running` ones, `elapsed` seconds since the
-    driver began, `total` the trials that the sweep asks for (0: not known).
+    `counts` are ended trials by how they ended, `rows` the first of the `running` ones, `waiting` how many wait at
+    a rung, `elapsed` seconds since the driver began, `total` the trials that the sweep asks for (0: not known).
     """
 
     sweep: str
@@ -63,6 +63,7 @@ class Snapshot(Word):
     counts: dict[str, int] = Field(default_factory=dict)
     best: tuple[float, str] | None = None
     running: int = 0
+    waiting: int = 0
     rows: tuple[Row, ...] = ()
 
     @property

@@ -31,7 +31,8 @@ def progress_text(row: Row) -> str:
 
 def _head(snapshot: Snapshot) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
-    counts = [f"{snapshot.running} running", *(f"{snapshot.counts.get(kind, 0)} {kind}" for kind in KINDS)]
+    waiting = [f"{snapshot.waiting} waiting"] if snapshot.waiting else []
+    counts = [f"{snapshot.running} running", *waiting, *(f"{snapshot.counts.get(kind, 0)} {kind}" for kind in KINDS)]
     best = f"best {snapshot.best[0]:.1%} ({snapshot.best[1]})" if snapshot.best else "no best yet"
     if not snapshot.total:  # counted in the ledger: no driver says more
         return Text(f"{snapshot.ended} trials  {' · '.join(counts[1:])}")

@@ -61,6 +61,7 @@ class Board:
     on_line: Callable[[str], None] | None = None
     running: dict[str, Running] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)  # labels of those that wait at a rung
     best: tuple[float, str] | None = None
     over: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -83,8 +84,11 @@ class Board:
         with self._lock:
             if kind == "start":
                 self.running[key] = Running(facts["job"], time.monotonic())
+                self.waiting.discard(label(facts["job"]))
             elif kind == "epoch":
                 self._epoch(key, facts)
+            elif kind == "waits":
+                self._waits(key, facts)
             elif kind == "note":
                 if self.on_line:
                     self.on_line(f"{label(facts['job'])}: {facts['text']}")
@@ -100,8 +104,16 @@ class Board:
         if not row.first_epoch:
             row.first_epoch, row.first_epoch_at = row.epoch, row.epoch_at
 
+    def _waits(self, key: str, facts: Mapping[str, Any]) -> None:
+        """A trial waits at a rung: it ends there unless it turns out to be among the best."""
+        self.running.pop(key, None)
+        self.waiting.add(label(facts["job"]))
+        if self.on_line:
+            self.on_line(f"{label(facts['job'])} waits at epoch {facts['epoch']}{_outcome(facts)}{_what(facts['job'])}")
+
     def _end(self, kind: str, key: str, facts: Mapping[str, Any]) -> None:
         row = self.running.pop(key, None)
+        self.waiting.discard(label(facts["job"]))
         self.counts[kind] = self.counts.get(kind, 0) + 1
         job: Job = facts["job"]
         if kind == "finished" and job.stage == "search":
@@ -114,7 +126,7 @@ class Board:
     def snapshot(self) -> Snapshot:
         """Everything that the panel shows, as data."""
         with self._lock:
-            running, counts = list(self.running.values()), dict(self.counts)
+            running, counts, waiting = list(self.running.values()), dict(self.counts), len(self.waiting)
             rows = tuple(row.told() for row in running[:MOST_ROWS])
         sweep = self.plan.sweep
         return Snapshot(
@@ -127,6 +139,7 @@ class Board:
             counts=counts,
             best=self.best,
             running=len(running),
+            waiting=waiting,
             rows=rows,
         )
 

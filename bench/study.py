@@ -2,7 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,40 @@ def read_studies(plan: Plan) -> dict[str, optuna.Study]:
 
 
 def _studies(plan: Plan, path: Path) -> dict[str, optuna.Study]:
-    storage = JournalStorage(Journal(path))
+    storage = Drawn(Journal(path))
     return {name: _study(name, storage) for name in plan.sweep.candidates}
+
+
+class Drawn(JournalStorage):
+    """The studies' storage, of which samplers can learn from draws that wait at a rung."""
+
+    _learning = False
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Meanwhile, draws that are open and have come to a rung are listed as pruned ones."""
+        self._learning = True
+        try:
+            yield
+        finally:
+            self._learning = False
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """All draws of a study, or those in some states."""
+        if not self._learning:
+            return super().get_all_trials(study_id, deepcopy, states)
+        listed = map(_as_pruned, super().get_all_trials(study_id, deepcopy))
+        return [trial for trial in listed if states is None or trial.state in states]
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.RUNNING or not trial.intermediate_values:
+        return trial
+    pruned = copy(trial)
+    pruned.state, pruned.datetime_complete = TrialState.PRUNED, trial.datetime_start
+    return pruned
 
 
 class Journal(JournalFileBackend):
@@ -95,10 +129,20 @@ class Journal(JournalFileBackend):
 def ask(study: optuna.Study, plan: Plan) -> Trial:
     """Draw the next configuration of a candidate.
 
-    Each draw has a sampler of its own: draw n depends on the seed, n and the results so far, not on how often the
-    search was interrupted. In a small space no configuration is drawn twice before all have been: it would give the
-    same result again.
+    Each draw has a sampler of its own: draw n depends on the seed, n and the results so far, those at rungs too, not on
+    how often the search was interrupted. In a small space no configuration is drawn twice before all have been: it
+    would give the same result again.
     """
+    with _learning(study):
+        return _draw(study, plan)
+
+
+def _learning(study: optuna.Study) -> AbstractContextManager[None]:
+    storage = study._storage
+    return storage.learning() if isinstance(storage, Drawn) else nullcontext()
+
+
+def _draw(study: optuna.Study, plan: Plan) -> Trial:
     search, drawn = plan.sweep.search, [trial.params for trial in study.get_trials(deepcopy=False)]
     if search.sampler == "qmc":  # a quasi-random sequence is one sequence: Optuna keeps its place in the study
         return _ask(study, plan, "qmc", search.seed)
@@ -133,9 +177,10 @@ def preview(plan: Plan, candidate: str, count: int) -> Iterator[dict[str, Value]
     """The first `count` draws: those made already, then those that would come next without new results."""
     study = _study(candidate, None)
     made = read_studies(plan)
-    for trial in made[candidate].trials[:count] if made else ():
-        study.add_trial(trial)
-        yield trial.params
+    if made:
+        with _learning(made[candidate]):
+            study.add_trials(made[candidate].trials[:count])
+        yield from (trial.params for trial in study.trials)
     for _ in range(min(count, plan.sweep.draws(candidate)) - len(study.trials)):
         yield ask(study, plan).params
 

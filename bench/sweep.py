@@ -42,6 +42,14 @@ class Prune(Record):
             epoch *= self.factor
         return tuple(rungs)
 
+    def share(self, epochs: int, draws: int) -> float:
+        """The share of all epochs that draws of `epochs` each train; somewhat more where weak ones come first."""
+        trained, going, done = 0, draws, 0
+        for rung in (*self.rungs(epochs), epochs):
+            trained += going * (rung - done)
+            going, done = math.ceil(going / self.factor), rung
+        return trained / (draws * epochs) if epochs else 1.0
+
 
 class Search(Record):
     """How configurations are drawn."""

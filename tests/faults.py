@@ -144,7 +144,7 @@ class Lab:
             for report in reports:
                 for text in report.get("notes", ()):
                     agenda.note(str(len(jobs) - 1), text)
-            agenda.end(str(len(jobs) - 1), reports[-1], {})
+            agenda.end(str(len(jobs) - 1), reports[-1])
         return jobs
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":

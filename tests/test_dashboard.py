@@ -49,9 +49,12 @@ def study(tmp_path: Path) -> Iterator[Path]:
         assert job is not None
         assert job.draw is not None
         if job.draw == 2:
-            agenda.end(str(number), {"epoch": 3, "rung_objective": 0.25}, {3: 0.25}, pruned=True)
+            assert not agenda.at_rung(str(number), 3, 0.25)
+            agenda.end(str(number), {"epoch": 3, "rung_objective": 0.25})
         elif job.draw != RUNNING[job.configuration]:
-            agenda.end(str(number), {"finished": True, "objective": 0.5, "epoch": 9}, {3: 0.375})
+            agenda.at_rung(str(number), 3, 0.375)
+            agenda.end(str(number), {"finished": True, "objective": 0.5, "epoch": 9})
+    assert agenda.take("6") is None
     yield study_path(plan)
     agenda.close()
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from filelock import FileLock
 
 import bench.training.pretrain
 from bench import execution, patience
@@ -54,6 +56,25 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "WAITS", (0.0,) * 4)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_run_waits_for_one_of_the_same_training_that_was_told_to_end_but_not_for_ever(lab, monkeypatch, patient):
+    monkeypatch.setattr(execution, "ENDING", 60.0 if patient else 0.2)
+    job = lab.agenda(lab.sweep(epochs=2)).take("0")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    other = FileLock(job.folder / ".training.lock", thread_local=False)
+    other.acquire()
+    timer = threading.Timer(1.0, other.release)
+    timer.start()
+    held: list[bool] = []
+    try:
+        run_job(job, lambda _: held.append(other.is_locked), CPU)
+    finally:
+        timer.cancel()
+        other.release()
+    assert held[0] is not patient
+    assert len(held) == 3  # two epochs and the end
 
 
 def test_a_damaged_encoder_is_trained_anew_and_said(lab):
@@ -330,7 +351,7 @@ def test_a_trial_that_another_process_has_claimed_is_waited_for_and_then_known(l
         second = mine.take("0")
         assert second is not None
         assert second.trial != job.trial
-        mine.end("0", {"failed": "on purpose"}, {})
+        mine.end("0", {"failed": "on purpose"})
         assert mine.take("1") is None
         assert not mine.is_done()  # the other driver's trial is to come
         run_job(job, lambda _: None, CPU)  # it ends there,

@@ -1,6 +1,7 @@
 """Sweeps on a real local Ray: one worker and several, pruning, a killed worker, Ctrl-C."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,6 +152,7 @@ def test_a_sweep_runs_once_and_is_read_by_everyone(workshop):
     lines = shown.splitlines()
     assert lines[0].startswith("packing stripes: 72 images")
     assert any("simclr, seed 1 finished" in line for line in lines)
+    assert any(re.match(r"simclr, draw \d waits at epoch 1, validation [0-9.]+%", line) for line in lines)
     assert not [line for line in lines if "ray" in line.lower().split() or "[I " in line or "Trial status" in line]
     frame = workshop.frame()
     assert set(frame["status"]) <= {"finished", "pruned"}
@@ -259,7 +261,8 @@ def test_six_two_worker_trials_under_asha_end_and_give_all_cpus_back(workshop, m
         assert ray.available_resources().get("CPU") == 2
         assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
     assert agenda.tally.failures == []
-    assert agenda.tally.ran + agenda.tally.pruned == 6
+    # Ray Train does not wait for an answer at a rung: a short trial may have ended before it hears that it waits.
+    assert agenda.tally.ran + agenda.tally.pruned + agenda.tally.reused == 6
     assert agenda.tally.pruned >= 1
     frame = workshop.frame()
     assert set(frame["workers"]) == {2}

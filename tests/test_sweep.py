@@ -256,6 +256,8 @@ def test_settings_are_toml_or_words():
 def test_rungs_lie_before_the_last_epoch(epochs, rungs):
     assert Prune(grace=3, factor=3).rungs(epochs) == rungs
     assert Prune(scheduler="none").rungs(epochs) == ()
+    assert Prune(scheduler="none").share(9, 18) == Prune(grace=3).share(3, 18) == Prune(grace=3).share(0, 18) == 1.0
+    assert Prune(grace=3).share(27, 18) == (18 * 3 + 6 * 6 + 2 * 18) / (18 * 27)
     assert Prune(grace=2, factor=2.5).rungs(14) == (2, 5, 13)  # never before the pruner's own 12.5
 
 

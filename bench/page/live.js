@@ -27,7 +27,7 @@
       bar.setAttribute("aria-label", `${told.ended} of ${told.total} trials have ended`);
       line.append(bar);
     }
-    const counts = [...(told.state === "running" ? [`${told.running} running`] : []), ...Object.entries(told.counts).map(([kind, count]) => `${count} ${kind}`)];
+    const counts = [...(told.state === "running" ? [`${told.running} running`, ...(told.waiting ? [`${told.waiting} waiting`] : [])] : []), ...Object.entries(told.counts).map(([kind, count]) => `${count} ${kind}`)];
     line.append(
       make("strong", "", told.total ? `${told.ended}/${told.total} trials` : `${told.ended} trials`),
       ...(counts.length ? [make("span", "", counts.join(" · "))] : []),

@@ -1,15 +1,15 @@
 """The agenda of a sweep: which trial comes next, and what becomes of each.
 
-First come the draws of Optuna, then, when all of them have ended, the confirmation of the best one. The ledger
-says what is finished; the study, kept beside it, says what was drawn. So the same command goes on where it was
-left, whatever stopped it, and a finished trial is never run again. Several drivers may work on one sweep, or on several
-that share trials: a trial that another driver runs is waited for (see `claims`).
+First come the draws of Optuna, which wait at rungs (see `halving`), then, when all of them have ended, the
+confirmation of the best one. The ledger says what is finished; the study, kept beside it, says what was drawn. So the
+same command goes on where it was left, whatever stopped it, and a finished trial is never run again. Several drivers
+may work on one sweep, or on several that share trials: a trial that another driver runs is waited for (see `claims`).
 """
 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from bench.results.ledger import Ledger
 from bench.results.schema import rows_table
 from bench.scheduling import claims
 from bench.scheduling.events import emit
+from bench.scheduling.halving import Halving
 from bench.scheduling.lease import Lease
 from bench.scheduling.recorded import place, recorded
 from bench.study import ask, begin_studies, best, study_path
@@ -78,7 +79,10 @@ class Agenda:
         self.tally = Tally()
         self.interrupted = False
         self._studies, self._journal = begin_studies(plan, fresh=force)
+        factor, draws = plan.sweep.search.prune.factor, plan.sweep.draws
+        self._halvings = {name: Halving(study, factor, draws(name)) for name, study in self._studies.items()}
         self._running: dict[str, Job] = {}
+        self._stopped: set[str] = set()  # what runs until it hears that it waits at a rung
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
         self._trained: set[str] = set()  # pretrain ids of those trials
         self._ahead: Job | None = None
@@ -112,26 +116,26 @@ class Agenda:
             emit("start", key, {"job": job})
         return job
 
-    def end(
-        self,
-        key: str,
-        result: Mapping[str, Any],
-        rungs: Mapping[int, float],
-        *,
-        died: bool = False,
-        pruned: bool = False,
-    ) -> None:
-        """Record how `key` ended: `result` is its last report, `rungs` the objective at each epoch that had one.
+    def at_rung(self, key: str, epoch: int, objective: float) -> bool:
+        """Take in what `key` reached at a rung; whether it trains on. Where not, it is to be ended."""
+        job = self._running.get(key)
+        if job is None or job.stage != "search" or self._halvings[job.configuration].goes_on(job, epoch, objective):
+            return True
+        self._stopped.add(key)
+        return False
 
-        `died`: its process ended too often; `pruned`: the pruner stopped it. What is neither, nor says that it
-        finished or failed, was interrupted: the study keeps the draw open, and the next command goes on with it.
+    def end(self, key: str, result: Mapping[str, Any], *, died: bool = False) -> None:
+        """Record how `key` ended: `result` is its last report; `died`: its process ended too often.
+
+        What was not told to wait at a rung, and does not say that it finished or failed, was interrupted: the study
+        keeps the draw open, and the next command goes on with it.
         """
         job = self._running.pop(key, None)
         if job is None:
             return
         if result.get("record"):
             mirror.fetch_new(self.ledger.folder / Path(result["record"]).name)
-        self._end(key, job, result, rungs, died=died, pruned=pruned)
+        self._end(key, job, result, died=died)
         if not any(other.folder == job.folder for other in self._running.values()):
             claims.release(job.folder)
 
@@ -155,24 +159,17 @@ class Agenda:
             self.tally.notes.append(line)
             emit("note", key, {"job": job, "text": text})
 
-    def _end(
-        self,
-        key: str,
-        job: Job,
-        result: Mapping[str, Any],
-        rungs: Mapping[int, float],
-        *,
-        died: bool,
-        pruned: bool,
-    ) -> None:
+    def _end(self, key: str, job: Job, result: Mapping[str, Any], *, died: bool) -> None:
+        waits = key in self._stopped
+        self._stopped.discard(key)
         if result.get("failed") or died:
             self._failed(key, job, str(result.get("failed") or DIED))
         elif result.get("finished"):
             self.tally.ran += 1
-            self._tell(job, value=float(result["objective"]), rungs=rungs)
+            self._tell(job, value=float(result["objective"]))
             emit("finished", key, {"job": job, "objective": float(result["objective"])})
-        elif pruned:
-            self._pruned(key, job, rungs)
+        elif waits:
+            self._hold(key, job)
         else:
             self.interrupted = True
 
@@ -183,7 +180,10 @@ class Agenda:
             if self._busy(job):
                 self._later.append(job)  # the rows, or the encoder, are there for it when the other one has ended
             elif self._is_ours(job):
-                return job
+                if not self._is_held(job):
+                    return job
+                claims.release(job.folder)
+                self._hold(job.trial.id, job)
         return None
 
     def _is_ours(self, job: Job) -> bool:
@@ -222,6 +222,10 @@ class Agenda:
 
     def _search(self) -> Job | None:
         """The next draw; when all have ended, those of other drivers too, the first job of the confirmation."""
+        for name, halving in self._halvings.items():
+            self._prune(halving.lost())
+            if (ready := self._promoted(name)) is not None:
+                return ready
         # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
         # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
         later = [job for job in self._later if job.stage == "search"]
@@ -234,10 +238,40 @@ class Agenda:
             return None
         self._leftover.extend(self._unseen())
         if not self._leftover:
+            for halving in self._halvings.values():
+                self._prune(halving.rest())
+        if not self._leftover and not self._later:
             chosen = {name: self.best(name) for name in self._studies}
             settled = {name: draw.params for name, draw in chosen.items() if draw is not None}
             self._confirm = deque(self.plan.confirm_jobs(settled))
-        return self._candidate()
+        return self._candidate() if self._leftover or self._confirm else None
+
+    def _promoted(self, name: str) -> Job | None:
+        """A candidate's draw that waited at a rung and goes on."""
+        mine = (job for job in (*self._running.values(), *self._later) if job.configuration == name)
+        draws = self._draws(name)
+        known = all(trial.state == TrialState.FAIL or (name, trial.number) in self._seen for trial in draws)
+        over = known and len(draws) == self.plan.sweep.draws(name)
+        return self._halvings[name].next([job for job in mine if job.stage == "search"], over=over)
+
+    def _is_held(self, job: Job) -> bool:
+        return job.stage == "search" and self._halvings[job.configuration].is_held(job)
+
+    def _hold(self, key: str, job: Job) -> None:
+        halving = self._halvings[job.configuration]
+        halving.hold(job)
+        epoch, objective = halving.last(job)
+        emit("waits", key, {"job": job, "epoch": epoch, "objective": objective})
+
+    def _prune(self, jobs: Sequence[Job]) -> None:
+        """Record that draws which waited at a rung end there, but for those that another driver trains on."""
+        for job in filter(self._is_ours, jobs):
+            epoch, objective = self._halvings[job.configuration].last(job)
+            self._record(job, status="pruned", objective=objective, epochs=epoch)
+            self.tally.pruned += 1
+            self._tell(job, state=TrialState.PRUNED)
+            emit("pruned", job.trial.id, {"job": job, "objective": objective})
+            claims.release(job.folder)
 
     def _unseen(self) -> list[Job]:
         """The jobs of draws that others made: earlier commands, or drivers that work on the same sweep now.
@@ -253,19 +287,9 @@ class Agenda:
         self._seen |= {(name, trial.number) for name, trial in new}
         return [self.plan.search_job(name, trial.number, trial.params) for name, trial in new]
 
-    def earlier_rungs(self, candidate: str) -> dict[int, dict[int, float]]:
-        """The objective at each rung of a candidate's draws that ended, by draw and epoch."""
-        ended = [trial for trial in self._draws(candidate) if trial.state.is_finished()]
-        return {trial.number: dict(trial.intermediate_values) for trial in ended}
-
     def best(self, candidate: str) -> FrozenTrial | None:
         """The candidate's draw with the highest validation objective, the earliest among equals."""
         return best(self._studies[candidate], self.plan)
-
-    def candidate(self, key: str) -> str:
-        """The candidate whose draw runs as `key`; empty where none runs, or one of the confirmation."""
-        job = self._running.get(key)
-        return job.configuration if job is not None and job.stage == "search" else ""
 
     def _draw(self, name: str) -> Job | None:
         """A new draw; None where other drivers have made the last ones meanwhile."""
@@ -315,9 +339,14 @@ class Agenda:
                 raise OSError("its ledger file cannot be read")
             objective = float(self._recorded(job, "objective"))
         elif status == "failed":
-            failure = Failure(label(job), self._recorded(job, "error"), self._recorded(job, "error_file"))
-            self.tally.failures.append(failure)
+            error, file = self._recorded(job, "error"), self._recorded(job, "error_file")
+            self._count_failure(job, Failure(label(job), error, file))
         self._take_over(job, status, objective)
+
+    def _count_failure(self, job: Job, failure: Failure) -> None:
+        self.tally.failures.append(failure)
+        if job.draw is not None:
+            self._halvings[job.configuration].failed.add(job.draw)
 
     def _take_over(self, job: Job, status: str, objective: float) -> None:
         if status == "finished":
@@ -333,26 +362,13 @@ class Agenda:
 
     # How it ended --------------------------------------------------------------------------------------
 
-    def _tell(
-        self,
-        job: Job,
-        *,
-        value: float | None = None,
-        state: TrialState | None = None,
-        rungs: Mapping[int, float] | None = None,
-    ) -> None:
+    def _tell(self, job: Job, *, value: float | None = None, state: TrialState | None = None) -> None:
         if job.draw is None:
             return
-        study = self._studies[job.configuration]
-        storage = study._storage  # by its number: a study's own ways lead over a copy of all of its draws
-        drawn = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, job.draw))
-        if drawn.state.is_finished():
+        if self._halvings[job.configuration].trial(job).state.is_finished():
             return
-        trial = optuna.trial.Trial(study, drawn._trial_id)
         with contextlib.suppress(UpdateFinishedTrialError):  # another driver has told it meanwhile
-            for epoch, objective in (rungs or {}).items():
-                trial.report(objective, epoch)
-            study.tell(job.draw, value, state=state)
+            self._studies[job.configuration].tell(job.draw, value, state=state)
 
     def _record(self, job: Job, **measured: Any) -> None:
         """Write the row of a trial that did not finish; where that fails, the next command runs the trial again."""
@@ -361,19 +377,12 @@ class Agenda:
         except OSError as error:
             self.tally.failures.append(Failure(label(job), f"its row could not be written: {error}", None))
 
-    def _pruned(self, key: str, job: Job, rungs: Mapping[int, float]) -> None:
-        epoch = max(rungs)
-        self._record(job, status="pruned", objective=rungs[epoch], epochs=epoch)
-        self.tally.pruned += 1
-        self._tell(job, state=TrialState.PRUNED, rungs=rungs)
-        emit("pruned", key, {"job": job, "objective": rungs[epoch]})
-
     def _failed(self, key: str, job: Job, error: str) -> None:
         file = job.folder / "error.txt"
         shown = str(file.relative_to(self.plan.out)) if mirror.fetch(file) else None
         self._record(job, status="failed", error=error, error_file=shown)
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
-        self.tally.failures.append(Failure(label(job), error, shown))
+        self._count_failure(job, Failure(label(job), error, shown))
         emit("failed", key, {"job": job, "error": error})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-Kind = Literal["start", "epoch", "finished", "pruned", "failed", "reused", "note"]
+Kind = Literal["start", "epoch", "waits", "finished", "pruned", "failed", "reused", "note"]
 Listener = Callable[[Kind, str, Mapping[str, Any]], None]
 
 _listener: Listener | None = None

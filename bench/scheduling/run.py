@@ -99,10 +99,10 @@ def _places(node: Mapping[str, float], amounts: Mapping[str, float]) -> int:
 
 def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any, log_to: Sequence[str]) -> Any:
     from bench.scheduling import trackers, trainable
-    from bench.scheduling.searcher import AgendaSearcher, Pruner
+    from bench.scheduling.searcher import AgendaSearcher, Rungs
 
     plan, searcher = agenda.plan, AgendaSearcher(agenda)
-    wanted, prune = plan.sweep.resources, plan.sweep.search.prune
+    wanted = plan.sweep.resources
     lone = wanted.workers == 1
     if lone:
         subject = tune.with_resources(trainable.lone_trial, tune.PlacementGroupFactory([per_worker(plan)]))
@@ -122,7 +122,7 @@ def _tuner(agenda: Agenda, slots: int, storage: Path, tune: Any, log_to: Sequenc
             max_concurrent_trials=slots,
             reuse_actors=lone,
             search_alg=searcher,
-            scheduler=Pruner(searcher, prune) if prune.scheduler == "asha" else None,
+            scheduler=Rungs(searcher),
         ),
         run_config=tune.RunConfig(
             name="sweep",

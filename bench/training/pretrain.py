@@ -87,7 +87,8 @@ def pretrain(
 ) -> History:
     """Train `method` on the pretraining rows of `pack`; resume from `state`, or from the one before it.
 
-    `on_epoch` is called after each epoch, once its checkpoint is on disk; it may raise to stop. `on_note` hears in a
+    `on_epoch` is called after each epoch, once its checkpoint is on disk, and again with the last one where training
+    resumes, for the process may have ended before it was heard; it may raise to stop. `on_note` hears in a
     line what did not go as planned. Every rank must call this with the same arguments. Raises BadInput where a
     batch does not fit the data, TrialFailed when a loss is not finite or the memory does not suffice, OSError where
     a checkpoint cannot be written.
@@ -97,6 +98,8 @@ def pretrain(
     share_batch_norms(method).to(memory_format=torch.channels_last)
     run = _Run(method, pack, training, seed, on_note)
     history = run.restore(state)
+    if history.epochs:
+        on_epoch(history.epochs[-1])
     for number in range(len(history.epochs) + 1, training.epochs + 1):
         history.epochs.append(run.epoch(number))
         history.peak_memory_bytes = max(history.peak_memory_bytes, peak_memory(run.device))

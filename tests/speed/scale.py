@@ -1,6 +1,6 @@
 """What a sweep of thousands of trials costs its driver: null trials, nothing trained, nothing evaluated.
 
-`driver` calls the real search algorithm, pruner, agenda, studies and ledger as Tune does, without Ray: what one draw
+`driver` calls the real search algorithm, scheduler, agenda, studies and ledger as Tune does, without Ray: what one draw
 and one report cost as draws grow in number. `again` starts the same command once more on those results, `ledger` counts
 its bytes and files and lists it. `samplers` only draws. `tune` runs trials of no duration through Ray.
 What it told is in docs/SCALE.md.
@@ -116,12 +116,13 @@ class Simulation:
     """Plays Tune: keeps `running` trials going and ends the oldest, epoch by epoch, as fast as the driver answers."""
 
     def __init__(self, plan: Plan, running: int) -> None:
-        from bench.scheduling.searcher import AgendaSearcher, Pruner
+        from bench.scheduling.searcher import AgendaSearcher, Rungs
 
         self.clock, self.running = Clock(), running
+        self.trained: dict[int | None, int] = {}  # epochs that each draw has a checkpoint of
         self.agenda = Agenda(plan)
         self.searcher = AgendaSearcher(self.agenda)
-        self.pruner = Pruner(self.searcher, plan.sweep.search.prune)
+        self.scheduler = Rungs(self.searcher)
 
     def drive(self) -> None:
         """Run the whole sweep."""
@@ -139,17 +140,18 @@ class Simulation:
         self.agenda.close()
 
     def _live(self, key: str, job: Job) -> None:
-        for epoch in range(1, EPOCHS + 1):
+        for epoch in range(self.trained.get(job.draw, 0) + 1, EPOCHS + 1):
+            self.trained[job.draw] = epoch
             report = {"epoch": epoch, "loss": 1.0, "images_per_second": 1000.0}
             if epoch in job.rungs:
                 report["rung_objective"] = goodness(job) * epoch / EPOCHS
             with self.clock.of("report at a rung" if epoch in job.rungs else "report"):
-                # Tune asks the pruner first, and tells a stopped trial's last result with its end.
-                stopped = self.pruner.on_trial_result(None, SimpleNamespace(trial_id=key), report) == "STOP"
+                # Tune asks the scheduler first, and tells a stopped trial's last result with its end.
+                stopped = self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=key), report) == "STOP"
                 if not stopped:
                     self.searcher.on_trial_result(key, report)
             if stopped:
-                with self.clock.of("end, pruned"):
+                with self.clock.of("end, waits"):
                     self.searcher.on_trial_complete(key, report)
                 return
         with self.clock.of("the worker's record"):

@@ -32,7 +32,7 @@ temperature = {{ log_uniform = [0.05, 0.5] }}
 [search]
 sampler = "random"
 trials = {trials}
-prune = {{ scheduler = "{prune}", grace = 2, factor = 3 }}
+prune = {{ scheduler = "{prune}", grace = {grace}, factor = 3 }}
 [evaluate]
 datasets = ["{data}"]
 protocols = ["linear"]
@@ -52,6 +52,7 @@ def write(
     trials: int,
     epochs: int = 1,
     prune: str = "none",
+    grace: int = 1,
     workers: int = 1,
     size: int = 32,
     batch: int = 64,

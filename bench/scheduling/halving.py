@@ -1,0 +1,125 @@
+"""Successive halving: which draws train on from a rung, and which wait there.
+
+Asynchronous, as in Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", algorithm 2: a draw that
+comes to a rung, an epoch, waits there with its checkpoint unless it is among the best 1/factor of all that have come
+so far. Where there is room, the best of those that by now may go on does, from the highest rung first; only where
+there is none, a new draw begins. Once no draw is to come, shares are rounded up: of any number at a rung at least one
+goes on. What can no longer be among the best, or waits when the search ends, is pruned. A draw whose encoder is there
+meanwhile, since another draw shares it, has nothing left to be spared. What each draw reached is kept in Optuna's
+study: a search that was interrupted, and drivers that share one, know it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from bench.job import Job
+
+EXACT = 9  # decimals of a share that count: 0.3 * 10 is 3
+
+
+def ranked(rung: Mapping[int, float]) -> list[int]:
+    """The draws that have come to a rung by their objective there, the best first, the earlier among equals."""
+    return sorted(rung, key=lambda draw: (-rung[draw], draw))
+
+
+def places(count: int, factor: float, *, over: bool) -> int:
+    """How many of `count` draws that have come to a rung go on from there; `over`: no other one will come."""
+    share = round(count / factor, EXACT)
+    return math.ceil(share) if over else math.floor(share)
+
+
+@dataclass
+class Halving:
+    """The rungs of one candidate's `draws` draws: what each reached, and which of them wait."""
+
+    study: optuna.Study
+    factor: float
+    draws: int
+    waiting: dict[int, Job] = field(default_factory=dict)  # by the draw's number
+    failed: set[int] = field(default_factory=set)  # draws that take no other one's place
+
+    def reached(self) -> dict[int, Mapping[int, float]]:
+        """The objective at the rungs that each draw has come to, by epoch."""
+        return {trial.number: trial.intermediate_values for trial in self._draws()}
+
+    def goes_on(self, job: Job, epoch: int, objective: float) -> bool:
+        """Keep what a draw in training reached at a rung; whether it trains on at once."""
+        rung = self._rung(epoch)
+        if job.draw is None or job.draw in rung:  # told again by a worker that was started anew
+            return True
+        Trial(self.study, self.trial(job)._trial_id).report(objective, epoch)
+        ahead = sum((-value, draw) < (-objective, job.draw) for draw, value in rung.items())
+        return ahead < places(len(rung) + 1, self.factor, over=False)
+
+    def is_held(self, job: Job) -> bool:
+        """Whether a draw has come to a rung that nobody has let it pass."""
+        return any(epoch in job.rungs for epoch in self.trial(job).intermediate_values)
+
+    def hold(self, job: Job) -> None:
+        """Have a draw wait at the last rung that it came to."""
+        if job.draw is not None:
+            self.waiting[job.draw] = job
+
+    def last(self, job: Job) -> tuple[int, float]:
+        """The last rung that a draw came to, an epoch, and its objective there."""
+        return max(self.trial(job).intermediate_values.items())
+
+    def next(self, coming: Sequence[Job], *, over: bool) -> Job | None:
+        """The waiting draw that goes on now, which waits no more; None where there is none.
+
+        `coming`: the draws in training, and those that wait for something else; `over`: all draws have been made.
+        """
+        reached = self.reached()
+        found = next((draw for draw, job in self.waiting.items() if job.encoder.exists()), None)
+        for epoch in sorted({epoch for values in reached.values() for epoch in values}):
+            behind = (epoch in job.rungs and epoch not in reached[job.draw or 0] for job in coming)
+            over = over and found is None and not any(behind)
+            rung = self._rung(epoch)
+            for draw in ranked(rung)[: places(len(rung), self.factor, over=over)]:
+                if draw in self.waiting and max(reached[draw]) == epoch:
+                    found = draw
+                    break
+        if found is None:
+            return None
+        last, job = max(reached[found]), self.waiting.pop(found)
+        return job.model_copy(update={"rungs": tuple(epoch for epoch in job.rungs if epoch > last)})
+
+    def rest(self) -> list[Job]:
+        """All draws that wait; they wait no more."""
+        rest = list(self.waiting.values())
+        self.waiting.clear()
+        return rest
+
+    def lost(self) -> list[Job]:
+        """The waiting draws that whatever is to come will not let go on; they wait no more.
+
+        Who is no worse than one that may go on waits with it: the two may share their encoder.
+        """
+        reached, most, behind = self.reached(), places(self.draws, self.factor, over=True), []
+        for epoch in {max(reached[draw]) for draw in self.waiting}:
+            rung = self._rung(epoch)
+            least = sorted(rung.values(), reverse=True)[:most][-1]
+            behind += [draw for draw in self.waiting if max(reached[draw]) == epoch and rung[draw] < least]
+        return [self.waiting.pop(draw) for draw in behind]
+
+    def _rung(self, epoch: int) -> dict[int, float]:
+        """What draws reached at a rung; in the end, where they finished without it, as those trained before did."""
+        rung = {}
+        for trial in self._draws():
+            last = trial.value if trial.state == TrialState.COMPLETE else None
+            value = trial.intermediate_values.get(epoch, last)
+            if value is not None and trial.number not in self.failed:
+                rung[trial.number] = value
+        return rung
+
+    def trial(self, job: Job) -> FrozenTrial:
+        """A job's draw, by its number: a study's own ways lead over a copy of all of its draws."""
+        storage = self.study._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.draw or 0))
+
+    def _draws(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)[: self.draws]
