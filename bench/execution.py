@@ -30,6 +30,7 @@ from bench.results.schema import Membership, TrialFacts, rows_table
 from bench.training import checkpoint
 from bench.training.pretrain import Epoch, History, peak_memory, pretrain
 
+LOCK = ".training.lock"  # in a trial's folder: held by who trains there
 ENDING = 60.0  # seconds that a run which was told to end is waited for
 PICTURED = 8  # images that a method's own pictures show
 
@@ -180,7 +181,7 @@ def _alone(folder: Path) -> Iterator[None]:
     up for long.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".training.lock", timeout=ENDING)
+    lock = FileLock(folder / LOCK, timeout=ENDING)
     if rank() == 0:
         with suppress(Timeout, NotImplementedError, OSError):
             lock.acquire()

@@ -28,7 +28,7 @@ class Pretrain(Training):
 
 
 class Prune(Record):
-    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) on the validation objective."""
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), all draws before the first decision."""
 
     scheduler: Literal["asha", "none"] = "asha"
     grace: int = Field(1, ge=1, description="epochs before the first decision")

@@ -63,7 +63,7 @@ def test_a_run_waits_for_one_of_the_same_training_that_was_told_to_end_but_not_f
     monkeypatch.setattr(execution, "ENDING", 60.0 if patient else 0.2)
     job = lab.agenda(lab.sweep(epochs=2)).take("0")
     job.folder.mkdir(parents=True, exist_ok=True)
-    other = FileLock(job.folder / ".training.lock", thread_local=False)
+    other = FileLock(job.folder / execution.LOCK, thread_local=False)
     other.acquire()
     timer = threading.Timer(1.0, other.release)
     timer.start()
@@ -117,7 +117,7 @@ def test_a_full_disk_fails_the_trial_with_its_reason_and_the_next_command_goes_o
     else:
         assert lab.frame()["status"].tolist() == ["failed"] * 2
     hidden = {path.name for path in lab.folder.glob("out/**/.*")}
-    assert hidden <= {claims.NAME}  # nothing half-written is left
+    assert hidden <= {claims.NAME, execution.LOCK}  # nothing half-written is left
     again = lab.agenda(sweep, retry_failed=True)
     lab.drive(again)
     assert (again.tally.ran, again.tally.failures) == (2, [])

@@ -117,11 +117,27 @@ class Agenda:
         return job
 
     def at_rung(self, key: str, epoch: int, objective: float) -> bool:
-        """Take in what `key` reached at a rung; whether it trains on. Where not, it is to be ended."""
+        """Take in what `key` reached at a rung; whether it trains on, being what comes next. Else it is to be ended."""
         job = self._running.get(key)
-        if job is None or job.stage != "search" or self._halvings[job.configuration].goes_on(job, epoch, objective):
+        if job is None or job.draw is None:
+            return True
+        halving = self._halvings[job.configuration]
+        if not halving.reach(job, epoch, objective) or self._is_next(job, halving):
             return True
         self._stopped.add(key)
+        return False
+
+    def _is_next(self, job: Job, halving: Halving) -> bool:
+        """Whether a draw that has come to a rung would be handed out again at once."""
+        if self._leftover or any(self._missing().values()):
+            return False
+        halving.hold(job)
+        following = self._promoted(job.configuration)
+        if following is not None and following.draw == job.draw:
+            return True
+        if following is not None:
+            halving.hold(following)
+        halving.release(job)
         return False
 
     def end(self, key: str, result: Mapping[str, Any], *, died: bool = False) -> None:
@@ -222,18 +238,19 @@ class Agenda:
 
     def _search(self) -> Job | None:
         """The next draw; when all have ended, those of other drivers too, the first job of the confirmation."""
-        for name, halving in self._halvings.items():
+        for halving in self._halvings.values():
             self._prune(halving.lost())
-            if (ready := self._promoted(name)) is not None:
-                return ready
         # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
         # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
         later = [job for job in self._later if job.stage == "search"]
         waiting = {job.configuration for job in later if job.folder not in self._elsewhere}
-        missing = {name: self.plan.sweep.draws(name) - _count(study) for name, study in self._studies.items()}
+        missing = self._missing()
         name = max(missing, key=lambda name: (name not in waiting, missing[name]))
         if missing[name] > 0 and name not in waiting:
             return self._draw(name) or self._search()
+        for name in self._halvings:
+            if (ready := self._promoted(name)) is not None:
+                return ready
         if self._running or later:
             return None
         self._leftover.extend(self._unseen())
@@ -245,6 +262,10 @@ class Agenda:
             settled = {name: draw.params for name, draw in chosen.items() if draw is not None}
             self._confirm = deque(self.plan.confirm_jobs(settled))
         return self._candidate() if self._leftover or self._confirm else None
+
+    def _missing(self) -> dict[str, int]:
+        """How many draws of each candidate are still to be made."""
+        return {name: max(0, self.plan.sweep.draws(name) - _count(study)) for name, study in self._studies.items()}
 
     def _promoted(self, name: str) -> Job | None:
         """A candidate's draw that waited at a rung and goes on."""

@@ -17,6 +17,7 @@ CONNECT_SECONDS = 10
 ACCELERATOR = "accelerator_type:"  # of Ray's resource that nodes with a type of GPU have one of
 OBJECT_STORE_BYTES = 200 * 2**20  # trials pass configurations and numbers, never images
 ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",  # trials run in a second thread, whose own arena would keep less (see bench.memory)
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # a worker that died is shown as a trial that goes on or failed

@@ -1,11 +1,11 @@
-"""Successive halving: which draws train on from a rung, and which wait there.
+"""Successive halving: which draws train on from a rung, and which end there.
 
-Asynchronous, as in Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", algorithm 2: a draw that
-comes to a rung, an epoch, waits there with its checkpoint unless it is among the best 1/factor of all that have come
-so far. Where there is room, the best of those that by now may go on does, from the highest rung first; only where
-there is none, a new draw begins. Once no draw is to come, shares are rounded up: of any number at a rung at least one
-goes on. What can no longer be among the best, or waits when the search ends, is pruned. A draw whose encoder is there
-meanwhile, since another draw shares it, has nothing left to be spared. What each draw reached is kept in Optuna's
+A draw that comes to a rung, an epoch, waits there with its checkpoint. First all draws come to the first rung, then the
+best 1/factor of them go on to the second, and so on (Jamieson and Talwalkar 2016), but nothing waits for a rung to be
+complete: where there is room, the best 1/factor of those that have come so far may go on (Li et al. 2020, "A System
+for Massively Parallel Hyperparameter Tuning", algorithm 2). Once no other draw will come, shares are rounded up: of
+any number at a rung at least one goes on. What can no longer be among the best is pruned. A draw whose encoder is
+there meanwhile, since another draw shares it, has nothing left to be spared. What each draw reached is kept in Optuna's
 study: a search that was interrupted, and drivers that share one, know it.
 """
 
@@ -46,14 +46,13 @@ class Halving:
         """The objective at the rungs that each draw has come to, by epoch."""
         return {trial.number: trial.intermediate_values for trial in self._draws()}
 
-    def goes_on(self, job: Job, epoch: int, objective: float) -> bool:
-        """Keep what a draw in training reached at a rung; whether it trains on at once."""
-        rung = self._rung(epoch)
-        if job.draw is None or job.draw in rung:  # told again by a worker that was started anew
-            return True
-        Trial(self.study, self.trial(job)._trial_id).report(objective, epoch)
-        ahead = sum((-value, draw) < (-objective, job.draw) for draw, value in rung.items())
-        return ahead < places(len(rung) + 1, self.factor, over=False)
+    def reach(self, job: Job, epoch: int, objective: float) -> bool:
+        """Keep what a draw in training reached at a rung; False where a worker that was started anew says it again."""
+        draw = self.trial(job)
+        if epoch in draw.intermediate_values:
+            return False
+        Trial(self.study, draw._trial_id).report(objective, epoch)
+        return True
 
     def is_held(self, job: Job) -> bool:
         """Whether a draw has come to a rung that nobody has let it pass."""
@@ -64,28 +63,33 @@ class Halving:
         if job.draw is not None:
             self.waiting[job.draw] = job
 
+    def release(self, job: Job) -> None:
+        """Have a draw wait no more."""
+        self.waiting.pop(job.draw or 0, None)
+
     def last(self, job: Job) -> tuple[int, float]:
         """The last rung that a draw came to, an epoch, and its objective there."""
         return max(self.trial(job).intermediate_values.items())
 
     def next(self, coming: Sequence[Job], *, over: bool) -> Job | None:
-        """The waiting draw that goes on now, which waits no more; None where there is none.
+        """The waiting draw that goes on now, which waits no more: of the lowest rung that lets one go, the best.
 
         `coming`: the draws in training, and those that wait for something else; `over`: all draws have been made.
         """
         reached = self.reached()
-        found = next((draw for draw, job in self.waiting.items() if job.encoder.exists()), None)
+        for draw, job in self.waiting.items():
+            if job.encoder.exists():
+                return self._go_on(draw, max(reached[draw]))
         for epoch in sorted({epoch for values in reached.values() for epoch in values}):
-            behind = (epoch in job.rungs and epoch not in reached[job.draw or 0] for job in coming)
-            over = over and found is None and not any(behind)
             rung = self._rung(epoch)
+            over = over and not any(epoch in job.rungs and epoch not in reached[job.draw or 0] for job in coming)
             for draw in ranked(rung)[: places(len(rung), self.factor, over=over)]:
                 if draw in self.waiting and max(reached[draw]) == epoch:
-                    found = draw
-                    break
-        if found is None:
-            return None
-        last, job = max(reached[found]), self.waiting.pop(found)
+                    return self._go_on(draw, epoch)
+        return None
+
+    def _go_on(self, draw: int, last: int) -> Job:
+        job = self.waiting.pop(draw)
         return job.model_copy(update={"rungs": tuple(epoch for epoch in job.rungs if epoch > last)})
 
     def rest(self) -> list[Job]:

@@ -22,7 +22,7 @@ from bench.data.builtin import draw_split, find_family
 from tests.speed import sweeps
 from tests.speed.figures import Figure, main
 
-TRIALS, EPOCHS, GRACE = 18, 27, 3
+TRIALS, EPOCHS, GRACE = 18, 27, 2
 ONE = """
 import sys, torch
 from pathlib import Path

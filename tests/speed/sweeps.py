@@ -32,7 +32,7 @@ temperature = {{ log_uniform = [0.05, 0.5] }}
 [search]
 sampler = "random"
 trials = {trials}
-prune = {{ scheduler = "{prune}", grace = {grace}, factor = 3 }}
+prune = {{ scheduler = "{prune}", grace = {grace}, factor = 2 }}
 [evaluate]
 datasets = ["{data}"]
 protocols = ["linear"]
