@@ -288,9 +288,7 @@ def _end(agenda: "Agenda", out: str) -> None:
         markup=False,
     )
     for note in tally.notes:
-        console.print(note, style="yellow", highlight=False, markup=False)
-    for note in tally.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     for error, failures in tally.reasons():
         file, more = failures[0].file, f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         where = f" (traceback: {join(out, file)})" if file else ""

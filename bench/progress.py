@@ -106,9 +106,9 @@ class Board:
 
     def _waits(self, key: str, facts: Mapping[str, Any]) -> None:
         """A trial waits at a rung: it ends there unless it turns out to be among the best."""
-        self.running.pop(key, None)
+        row = self.running.pop(key, None)
         self.waiting.add(label(facts["job"]))
-        if self.on_line:
+        if self.on_line and row:  # what an earlier command left waiting was told by that
             self.on_line(f"{label(facts['job'])} waits at epoch {facts['epoch']}{_outcome(facts)}{_what(facts['job'])}")
 
     def _end(self, kind: str, key: str, facts: Mapping[str, Any]) -> None:

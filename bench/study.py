@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -51,26 +51,29 @@ def _studies(plan: Plan, path: Path) -> dict[str, optuna.Study]:
 
 
 class Drawn(JournalStorage):
-    """The studies' storage, of which samplers can learn from draws that wait at a rung."""
+    """The studies' storage, of which samplers can learn from draws that came to a rung."""
 
-    _learning = False
+    _shown: Callable[[FrozenTrial], FrozenTrial] | None = None
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Meanwhile, draws that are open and have come to a rung are listed as pruned ones."""
-        self._learning = True
+    def learning(self, sampler: str) -> Iterator[None]:
+        """Meanwhile, draws that wait at a rung are listed as pruned ones.
+
+        To "gp", which learns from finished draws alone, all that came to a rung are, with the objective at the first.
+        """
+        self._shown = _at_first_rung if sampler == "gp" else _as_pruned
         try:
             yield
         finally:
-            self._learning = False
+            self._shown = None
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """All draws of a study, or those in some states."""
-        if not self._learning:
+        if self._shown is None:
             return super().get_all_trials(study_id, deepcopy, states)
-        listed = map(_as_pruned, super().get_all_trials(study_id, deepcopy))
+        listed = map(self._shown, super().get_all_trials(study_id, deepcopy))
         return [trial for trial in listed if states is None or trial.state in states]
 
 
@@ -80,6 +83,15 @@ def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
     pruned = copy(trial)
     pruned.state, pruned.datetime_complete = TrialState.PRUNED, trial.datetime_start
     return pruned
+
+
+def _at_first_rung(trial: FrozenTrial) -> FrozenTrial:
+    if not trial.intermediate_values:
+        return trial
+    shown = copy(trial)
+    shown.state, shown.datetime_complete = TrialState.COMPLETE, trial.datetime_start
+    shown.values = [trial.intermediate_values[min(trial.intermediate_values)]]
+    return shown
 
 
 class Journal(JournalFileBackend):
@@ -133,13 +145,13 @@ def ask(study: optuna.Study, plan: Plan) -> Trial:
     how often the search was interrupted. In a small space no configuration is drawn twice before all have been: it
     would give the same result again.
     """
-    with _learning(study):
+    with _learning(study, plan):
         return _draw(study, plan)
 
 
-def _learning(study: optuna.Study) -> AbstractContextManager[None]:
+def _learning(study: optuna.Study, plan: Plan) -> AbstractContextManager[None]:
     storage = study._storage
-    return storage.learning() if isinstance(storage, Drawn) else nullcontext()
+    return storage.learning(plan.sweep.search.sampler) if isinstance(storage, Drawn) else nullcontext()
 
 
 def _draw(study: optuna.Study, plan: Plan) -> Trial:
@@ -178,7 +190,7 @@ def preview(plan: Plan, candidate: str, count: int) -> Iterator[dict[str, Value]
     study = _study(candidate, None)
     made = read_studies(plan)
     if made:
-        with _learning(made[candidate]):
+        with _learning(made[candidate], plan):
             study.add_trials(made[candidate].trials[:count])
         yield from (trial.params for trial in study.trials)
     for _ in range(min(count, plan.sweep.draws(candidate)) - len(study.trials)):

@@ -124,6 +124,7 @@ class Agenda:
         halving = self._halvings[job.configuration]
         if not halving.reach(job, epoch, objective) or self._is_next(job, halving):
             return True
+        self._prune(halving.lost())
         self._stopped.add(key)
         return False
 
@@ -152,8 +153,7 @@ class Agenda:
         if result.get("record"):
             mirror.fetch_new(self.ledger.folder / Path(result["record"]).name)
         self._end(key, job, result, died=died)
-        if not any(other.folder == job.folder for other in self._running.values()):
-            claims.release(job.folder)
+        self._release(job)
 
     def close(self) -> None:
         """Leave everything on the store, and the sweep to others."""
@@ -182,7 +182,7 @@ class Agenda:
             self._failed(key, job, str(result.get("failed") or DIED))
         elif result.get("finished"):
             self.tally.ran += 1
-            self._tell(job, value=float(result["objective"]))
+            self._finished(job, float(result["objective"]))
             emit("finished", key, {"job": job, "objective": float(result["objective"])})
         elif waits:
             self._hold(key, job)
@@ -198,9 +198,14 @@ class Agenda:
             elif self._is_ours(job):
                 if not self._is_held(job):
                     return job
-                claims.release(job.folder)
+                self._release(job)
                 self._hold(job.trial.id, job)
         return None
+
+    def _release(self, job: Job) -> None:
+        """Give a claim back, unless the folder is that of a trial that runs."""
+        if not any(other.folder == job.folder for other in self._running.values()):
+            claims.release(job.folder)
 
     def _is_ours(self, job: Job) -> bool:
         """Whether the job is left to run and this driver has claimed it; one that another driver runs comes later."""
@@ -215,7 +220,7 @@ class Agenda:
         self._elsewhere.pop(job.folder, None)
         if not self._known(job):  # another driver may have ended it just before the claim
             return True
-        claims.release(job.folder)
+        self._release(job)
         return False
 
     def _busy(self, job: Job) -> bool:
@@ -238,8 +243,6 @@ class Agenda:
 
     def _search(self) -> Job | None:
         """The next draw; when all have ended, those of other drivers too, the first job of the confirmation."""
-        for halving in self._halvings.values():
-            self._prune(halving.lost())
         # Candidates are drawn in turn, the one that has most before it first: none waits for the others' learning.
         # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
         later = [job for job in self._later if job.stage == "search"]
@@ -251,7 +254,7 @@ class Agenda:
         for name in self._halvings:
             if (ready := self._promoted(name)) is not None:
                 return ready
-        if self._running or later:
+        if self._running or later or self.interrupted:
             return None
         self._leftover.extend(self._unseen())
         if not self._leftover:
@@ -292,7 +295,7 @@ class Agenda:
             self.tally.pruned += 1
             self._tell(job, state=TrialState.PRUNED)
             emit("pruned", job.trial.id, {"job": job, "objective": objective})
-            claims.release(job.folder)
+            self._release(job)
 
     def _unseen(self) -> list[Job]:
         """The jobs of draws that others made: earlier commands, or drivers that work on the same sweep now.
@@ -306,7 +309,16 @@ class Agenda:
             if trial.state != TrialState.FAIL and (name, trial.number) not in self._seen
         ]
         self._seen |= {(name, trial.number) for name, trial in new}
-        return [self.plan.search_job(name, trial.number, trial.params) for name, trial in new]
+        return [job for name, trial in new if (job := self._job(name, trial)) is not None]
+
+    def _job(self, name: str, trial: FrozenTrial) -> Job | None:
+        """The job of a draw; None, and told so, in a corner of the space that the fields do not allow together."""
+        try:
+            return self.plan.search_job(name, trial.number, trial.params)
+        except BadInput:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._studies[name].tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            return None
 
     def best(self, candidate: str) -> FrozenTrial | None:
         """The candidate's draw with the highest validation objective, the earliest among equals."""
@@ -319,10 +331,9 @@ class Agenda:
             if trial.number >= self.plan.sweep.draws(name):
                 return None  # it stays open, for a command that asks for more trials
             self._seen.add((name, trial.number))
-            try:
-                return self.plan.search_job(name, trial.number, trial.params)
-            except BadInput:  # a corner of the space that the fields do not allow together
-                self._studies[name].tell(trial, state=TrialState.FAIL)
+            job = self._job(name, self._studies[name]._storage.get_trial(trial._trial_id))
+            if job is not None:
+                return job
 
     def _draws(self, name: str) -> list[FrozenTrial]:
         return self._studies[name].get_trials(deepcopy=False)[: self.plan.sweep.draws(name)]
@@ -340,6 +351,8 @@ class Agenda:
             self._take_over(job, before.status, before.objective)
             return True
         status = patiently(self.ledger.status, trial_id, job.sweep, job.sweep_id, job.configuration)
+        if status == "finished" and job.draw is not None and self._is_pruned(job):
+            status = "pruned"  # here, before the trial was finished for another candidate or sweep
         if status == "failed" and self.retry_failed and trial_id not in self._started:
             self.ledger.remove(trial_id, sweep=job.sweep, status="failed")
             mirror.remove(job.folder / "error.txt")
@@ -352,6 +365,9 @@ class Agenda:
             self.ledger.remove(trial_id)
             return False
         return True
+
+    def _is_pruned(self, job: Job) -> bool:
+        return self._halvings[job.configuration].trial(job).state == TrialState.PRUNED
 
     def _reuse(self, job: Job, status: str) -> None:
         objective = 0.0
@@ -371,7 +387,7 @@ class Agenda:
 
     def _take_over(self, job: Job, status: str, objective: float) -> None:
         if status == "finished":
-            self._tell(job, value=objective)
+            self._finished(job, objective)
         elif status == "pruned":
             self._tell(job, state=TrialState.PRUNED)
         self.tally.reused += 1
@@ -382,6 +398,11 @@ class Agenda:
         return self.ledger.recorded(job.trial.id, column)
 
     # How it ended --------------------------------------------------------------------------------------
+
+    def _finished(self, job: Job, objective: float) -> None:
+        self._tell(job, value=objective)
+        for halving in self._halvings.values():
+            halving.trained.add(job.trial.pretrain_id)
 
     def _tell(self, job: Job, *, value: float | None = None, state: TrialState | None = None) -> None:
         if job.draw is None:

@@ -11,14 +11,19 @@ study: a search that was interrupted, and drivers that share one, know it.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial
 
 from bench.job import Job
 
 EXACT = 9  # decimals of a share that count: 0.3 * 10 is 3
+SPARE = 8  # draws that wait, in case that those before them fail, though they are not among the best
+
+Rungs = dict[int, dict[int, float]]  # the objective of each draw that has come to a rung, by epoch
 
 
 def ranked(rung: Mapping[int, float]) -> list[int]:
@@ -39,19 +44,17 @@ class Halving:
     study: optuna.Study
     factor: float
     draws: int
-    waiting: dict[int, Job] = field(default_factory=dict)  # by the draw's number
+    waiting: dict[int, tuple[Job, int]] = field(default_factory=dict)  # and the rung they wait at, by the draw's number
     failed: set[int] = field(default_factory=set)  # draws that take no other one's place
-
-    def reached(self) -> dict[int, Mapping[int, float]]:
-        """The objective at the rungs that each draw has come to, by epoch."""
-        return {trial.number: trial.intermediate_values for trial in self._draws()}
+    trained: set[str] = field(default_factory=set)  # pretrain ids of trials that finished
 
     def reach(self, job: Job, epoch: int, objective: float) -> bool:
-        """Keep what a draw in training reached at a rung; False where a worker that was started anew says it again."""
+        """Keep what a draw in training reached at a rung; False where it is known, or the draw has ended elsewhere."""
         draw = self.trial(job)
-        if epoch in draw.intermediate_values:
+        if epoch in draw.intermediate_values or draw.state.is_finished():
             return False
-        Trial(self.study, draw._trial_id).report(objective, epoch)
+        with suppress(UpdateFinishedTrialError):  # by another driver, just now
+            Trial(self.study, draw._trial_id).report(objective, epoch)
         return True
 
     def is_held(self, job: Job) -> bool:
@@ -61,7 +64,7 @@ class Halving:
     def hold(self, job: Job) -> None:
         """Have a draw wait at the last rung that it came to."""
         if job.draw is not None:
-            self.waiting[job.draw] = job
+            self.waiting[job.draw] = job, self.last(job)[0]
 
     def release(self, job: Job) -> None:
         """Have a draw wait no more."""
@@ -76,54 +79,48 @@ class Halving:
 
         `coming`: the draws in training, and those that wait for something else; `over`: all draws have been made.
         """
-        reached = self.reached()
-        for draw, job in self.waiting.items():
-            if job.encoder.exists():
-                return self._go_on(draw, max(reached[draw]))
-        for epoch in sorted({epoch for values in reached.values() for epoch in values}):
-            rung = self._rung(epoch)
-            over = over and not any(epoch in job.rungs and epoch not in reached[job.draw or 0] for job in coming)
+        for draw, (job, last) in self.waiting.items():
+            if job.trial.pretrain_id in self.trained:
+                return self._go_on(draw, last)
+        rungs = self._rungs() if self.waiting else {}
+        reached = [(job, self.trial(job).intermediate_values) for job in coming]
+        for epoch, rung in sorted(rungs.items()):
+            over = over and not any(epoch in job.rungs and epoch not in values for job, values in reached)
             for draw in ranked(rung)[: places(len(rung), self.factor, over=over)]:
-                if draw in self.waiting and max(reached[draw]) == epoch:
+                if draw in self.waiting and self.waiting[draw][1] == epoch:
                     return self._go_on(draw, epoch)
         return None
 
-    def _go_on(self, draw: int, last: int) -> Job:
-        job = self.waiting.pop(draw)
-        return job.model_copy(update={"rungs": tuple(epoch for epoch in job.rungs if epoch > last)})
-
-    def rest(self) -> list[Job]:
-        """All draws that wait; they wait no more."""
-        rest = list(self.waiting.values())
-        self.waiting.clear()
-        return rest
-
     def lost(self) -> list[Job]:
-        """The waiting draws that whatever is to come will not let go on; they wait no more.
+        """The waiting draws that whatever is to come will not let go on, but some; they wait no more.
 
         Who is no worse than one that may go on waits with it: the two may share their encoder.
         """
-        reached, most, behind = self.reached(), places(self.draws, self.factor, over=True), []
-        for epoch in {max(reached[draw]) for draw in self.waiting}:
-            rung = self._rung(epoch)
-            least = sorted(rung.values(), reverse=True)[:most][-1]
-            behind += [draw for draw in self.waiting if max(reached[draw]) == epoch and rung[draw] < least]
-        return [self.waiting.pop(draw) for draw in behind]
+        rungs, most, behind = self._rungs(), places(self.draws, self.factor, over=True) + SPARE, []
+        for epoch in {last for _, last in self.waiting.values()}:
+            least = sorted(rungs[epoch].values(), reverse=True)[:most][-1]
+            behind += [draw for draw, (_, last) in self.waiting.items() if last == epoch and rungs[epoch][draw] < least]
+        return [self.waiting.pop(draw)[0] for draw in behind]
 
-    def _rung(self, epoch: int) -> dict[int, float]:
-        """What draws reached at a rung; in the end, where they finished without it, as those trained before did."""
-        rung = {}
-        for trial in self._draws():
-            last = trial.value if trial.state == TrialState.COMPLETE else None
-            value = trial.intermediate_values.get(epoch, last)
-            if value is not None and trial.number not in self.failed:
-                rung[trial.number] = value
-        return rung
+    def rest(self) -> list[Job]:
+        """All draws that wait; they wait no more."""
+        rest = [job for job, _ in self.waiting.values()]
+        self.waiting.clear()
+        return rest
 
     def trial(self, job: Job) -> FrozenTrial:
         """A job's draw, by its number: a study's own ways lead over a copy of all of its draws."""
         storage = self.study._storage
         return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.draw or 0))
 
-    def _draws(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)[: self.draws]
+    def _go_on(self, draw: int, last: int) -> Job:
+        job, _ = self.waiting.pop(draw)
+        return job.model_copy(update={"rungs": tuple(epoch for epoch in job.rungs if epoch > last)})
+
+    def _rungs(self) -> Rungs:
+        rungs: Rungs = {}
+        for trial in self.study.get_trials(deepcopy=False)[: self.draws]:
+            if trial.number not in self.failed:
+                for epoch, objective in trial.intermediate_values.items():
+                    rungs.setdefault(epoch, {})[trial.number] = objective
+        return rungs
