@@ -238,6 +238,17 @@ def test_another_machine_goes_on_from_the_stores_checkpoint(lab):
     assert lab.results() == lab.results("calm")
 
 
+def test_a_draw_that_waits_at_a_rung_goes_on_from_there_though_uploads_are_spared(lab, monkeypatch):
+    monkeypatch.setattr(mirror, "SHARE", 1e-4)  # uploads are slow against epochs
+    job = lab.agenda(lab.sweep(epochs=5)).take("0").model_copy(update={"rungs": (3,)})
+    with lab.machine("first"):
+        broken_off(afresh(job), 3)
+    reports: list[dict[str, Any]] = []
+    with lab.machine("second"):
+        run_job(afresh(job.model_copy(update={"rungs": ()})), reports.append, CPU)
+    assert [report["epoch"] for report in reports] == [3, 4, 5, 5]
+
+
 def test_of_a_checkpoint_that_was_cut_short_the_one_before_is_used(lab, shop):
     sweep = lab.sweep(epochs=5)
     lab.whole(sweep, "calm")
