@@ -54,8 +54,8 @@ def study(tmp_path: Path) -> Iterator[Path]:
         elif job.draw != RUNNING[job.configuration]:
             agenda.at_rung(str(number), 3, 0.375)
             agenda.end(str(number), {"finished": True, "objective": 0.5, "epoch": 9})
-    for halving in agenda._halvings.values():
-        agenda._prune(halving.rest())
+    for draws in agenda._draws.values():
+        agenda._prune(draws.halving.rest())
     yield study_path(plan)
     agenda.close()
 

@@ -171,7 +171,7 @@ def test_a_draw_that_can_no_longer_be_among_the_best_is_pruned_at_once_but_for_s
         agenda.end(str(number), {"epoch": 1})
     frame = agenda.ledger.read().frame
     assert frame[["status", "draw"]].values.tolist() == [["pruned", 12 + SPARE]]
-    assert set(agenda._halvings["simclr"].waiting) == {*range(12 + SPARE), 12 + SPARE + 1}  # the last one just now
+    assert set(agenda._draws["simclr"].halving.waiting) == {*range(12 + SPARE), 12 + SPARE + 1}  # the last one just now
 
 
 def test_a_draw_that_would_come_next_does_not_stop(tmp_path):
@@ -181,14 +181,16 @@ def test_a_draw_that_would_come_next_does_not_stop(tmp_path):
         assert agenda.at_rung(key, 1, objective) == goes_on
         agenda.end(key, {"epoch": 1}) if not goes_on else None
     assert agenda.at_rung("2", 1, 0.0)  # its worker was started again and says it once more
-    assert agenda._draws("simclr")[2].intermediate_values == {1: 0.6}
+    assert agenda._draws["simclr"].made()[2].intermediate_values == {1: 0.6}
 
 
 @pytest.mark.parametrize("trials", [1, 2, 4])
 def test_however_few_draws_there_are_one_is_trained_to_the_end(tmp_path, trials):
     tune = Tune(begin(tmp_path, trials=trials), temperature).drive()
     assert len(tune.finished) >= 1
-    assert max(map(temperature, tune.finished)) == max(p.params["temperature"] for p in tune.agenda._draws("simclr"))
+    assert max(map(temperature, tune.finished)) == max(
+        p.params["temperature"] for p in tune.agenda._draws["simclr"].made()
+    )
     assert ended(tmp_path).get("pruned", 0) == trials - len(tune.finished)
 
 
@@ -214,7 +216,7 @@ def test_what_was_pruned_stays_so_for_its_sweep_and_is_remembered_when_more_is_a
     first = Tune(begin(tmp_path), temperature).drive()
     pruned = first.agenda.tally.pruned
     more = begin(tmp_path, trials=21)
-    assert len(more._halvings["simclr"]._rungs()[1]) == 18
+    assert len(more._draws["simclr"].halving._rungs()[1]) == 18
     second = Tune(more, lambda _: 0.0).drive()  # worse than all that came before
     assert second.finished == []
     assert ended(tmp_path) == {"pruned": pruned + 3, "finished": len(first.finished)}
@@ -333,7 +335,7 @@ def test_after_ctrl_c_nothing_is_pruned_that_may_go_on(tmp_path):
 def test_a_draw_that_another_driver_has_ended_may_come_to_its_rung_here(tmp_path):
     agenda = begin(tmp_path, trials=3)
     agenda.take("0")
-    agenda._studies["simclr"].tell(0, 0.5)
+    agenda._draws["simclr"].study.tell(0, 0.5)
     assert agenda.at_rung("0", 1, 0.3)
 
 

@@ -6,7 +6,6 @@ same command goes on where it was left, whatever stopped it, and a finished tria
 may work on one sweep, or on several that share trials: a trial that another driver runs is waited for (see `claims`).
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,9 @@ from typing import Any
 
 import optuna
 import pyarrow as pa
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from bench import mirror
-from bench.errors import BadInput
 from bench.execution import membership, trial_facts
 from bench.job import Job, label
 from bench.patience import patiently
@@ -28,11 +25,11 @@ from bench.plan import Plan
 from bench.results.ledger import Ledger
 from bench.results.schema import rows_table
 from bench.scheduling import claims
+from bench.scheduling.draws import Draws
 from bench.scheduling.events import emit
-from bench.scheduling.halving import Halving
 from bench.scheduling.lease import Lease
 from bench.scheduling.recorded import place, recorded
-from bench.study import ask, begin_studies, best, study_path
+from bench.study import begin_studies, study_path
 
 POLL = 1.0  # seconds between two looks at a trial that another driver runs
 DIED = "the worker process died, and so did those started in its place: killed, as for want of memory, or its node lost"
@@ -78,9 +75,8 @@ class Agenda:
         patiently(self.ledger.renew, plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
         self.tally = Tally()
         self.interrupted = False
-        self._studies, self._journal = begin_studies(plan, fresh=force)
-        factor, draws = plan.sweep.search.prune.factor, plan.sweep.draws
-        self._halvings = {name: Halving(study, factor, draws(name)) for name, study in self._studies.items()}
+        studies, self._journal = begin_studies(plan, fresh=force)
+        self._draws = {name: Draws(plan, name, study) for name, study in studies.items()}
         self._running: dict[str, Job] = {}
         self._stopped: set[str] = set()  # what runs until it hears that it waits at a rung
         self._started: set[str] = set()  # trial ids that this command ran: --force runs each of them once
@@ -88,7 +84,6 @@ class Agenda:
         self._ahead: Job | None = None
         self._later: list[Job] = []
         self._elsewhere: dict[Path, float] = {}  # folders that other drivers work in, and when to look again
-        self._seen: set[tuple[str, int]] = set()  # draws that were taken up, by candidate and number
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
         self._leftover = deque(self._unseen())
@@ -121,19 +116,20 @@ class Agenda:
         job = self._running.get(key)
         if job is None or job.draw is None:
             return True
-        halving = self._halvings[job.configuration]
-        if not halving.reach(job, epoch, objective) or self._is_next(job, halving):
+        halving = self._draws[job.configuration].halving
+        if not halving.reach(job, epoch, objective) or self._is_next(job):
             return True
         self._prune(halving.lost())
         self._stopped.add(key)
         return False
 
-    def _is_next(self, job: Job, halving: Halving) -> bool:
+    def _is_next(self, job: Job) -> bool:
         """Whether a draw that has come to a rung would be handed out again at once."""
-        if self._leftover or any(self._missing().values()):
+        if self._leftover or any(draws.missing() for draws in self._draws.values()):
             return False
+        halving = self._draws[job.configuration].halving
         halving.hold(job)
-        following = self._promoted(job.configuration)
+        following = self._going_on(job.configuration)
         if following is not None and following.draw == job.draw:
             return True
         if following is not None:
@@ -247,42 +243,42 @@ class Agenda:
         # One whose draw has to wait for an encoder draws no further: it would not have learned from that draw.
         later = [job for job in self._later if job.stage == "search"]
         waiting = {job.configuration for job in later if job.folder not in self._elsewhere}
-        missing = self._missing()
+        missing = {name: draws.missing() for name, draws in self._draws.items()}
         name = max(missing, key=lambda name: (name not in waiting, missing[name]))
         if missing[name] > 0 and name not in waiting:
-            return self._draw(name) or self._search()
-        for name in self._halvings:
-            if (ready := self._promoted(name)) is not None:
+            return self._draws[name].draw() or self._search()
+        for name in self._draws:
+            if (ready := self._going_on(name)) is not None:
                 return ready
         if self._running or later or self.interrupted:
             return None
         self._leftover.extend(self._unseen())
         if not self._leftover:
-            for halving in self._halvings.values():
-                self._prune(halving.rest())
+            for draws in self._draws.values():
+                self._prune(draws.halving.rest())
         if not self._leftover and not self._later:
-            chosen = {name: self.best(name) for name in self._studies}
+            chosen = {name: draws.best() for name, draws in self._draws.items()}
             settled = {name: draw.params for name, draw in chosen.items() if draw is not None}
             self._confirm = deque(self.plan.confirm_jobs(settled))
         return self._candidate() if self._leftover or self._confirm else None
 
-    def _missing(self) -> dict[str, int]:
-        """How many draws of each candidate are still to be made."""
-        return {name: max(0, self.plan.sweep.draws(name) - _count(study)) for name, study in self._studies.items()}
-
-    def _promoted(self, name: str) -> Job | None:
+    def _going_on(self, name: str) -> Job | None:
         """A candidate's draw that waited at a rung and goes on."""
         mine = (job for job in (*self._running.values(), *self._later) if job.configuration == name)
-        draws = self._draws(name)
-        known = all(trial.state == TrialState.FAIL or (name, trial.number) in self._seen for trial in draws)
-        over = known and len(draws) == self.plan.sweep.draws(name)
-        return self._halvings[name].next([job for job in mine if job.stage == "search"], over=over)
+        return self._draws[name].going_on([job for job in mine if job.stage == "search"])
+
+    def _unseen(self) -> list[Job]:
+        """The jobs of draws that others made: earlier commands, or drivers that work on the same sweep now.
+
+        What is in the ledger is told again, what is not is run, unless someone else is running it.
+        """
+        return [job for draws in self._draws.values() for job in draws.unseen()]
 
     def _is_held(self, job: Job) -> bool:
-        return job.stage == "search" and self._halvings[job.configuration].is_held(job)
+        return job.stage == "search" and self._draws[job.configuration].halving.is_held(job)
 
     def _hold(self, key: str, job: Job) -> None:
-        halving = self._halvings[job.configuration]
+        halving = self._draws[job.configuration].halving
         halving.hold(job)
         epoch, objective = halving.last(job)
         emit("waits", key, {"job": job, "epoch": epoch, "objective": objective})
@@ -290,53 +286,16 @@ class Agenda:
     def _prune(self, jobs: Sequence[Job]) -> None:
         """Record that draws which waited at a rung end there, but for those that another driver trains on."""
         for job in filter(self._is_ours, jobs):
-            epoch, objective = self._halvings[job.configuration].last(job)
+            epoch, objective = self._draws[job.configuration].halving.last(job)
             self._record(job, status="pruned", objective=objective, epochs=epoch)
             self.tally.pruned += 1
-            self._tell(job, state=TrialState.PRUNED)
+            self._draws[job.configuration].tell(job, state=TrialState.PRUNED)
             emit("pruned", job.trial.id, {"job": job, "objective": objective})
             self._release(job)
 
-    def _unseen(self) -> list[Job]:
-        """The jobs of draws that others made: earlier commands, or drivers that work on the same sweep now.
-
-        What is in the ledger is told again, what is not is run, unless someone else is running it.
-        """
-        new = [
-            (name, trial)
-            for name in self._studies
-            for trial in self._draws(name)
-            if trial.state != TrialState.FAIL and (name, trial.number) not in self._seen
-        ]
-        self._seen |= {(name, trial.number) for name, trial in new}
-        return [job for name, trial in new if (job := self._job(name, trial)) is not None]
-
-    def _job(self, name: str, trial: FrozenTrial) -> Job | None:
-        """The job of a draw; None, and told so, in a corner of the space that the fields do not allow together."""
-        try:
-            return self.plan.search_job(name, trial.number, trial.params)
-        except BadInput:
-            with contextlib.suppress(UpdateFinishedTrialError):
-                self._studies[name].tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            return None
-
     def best(self, candidate: str) -> FrozenTrial | None:
         """The candidate's draw with the highest validation objective, the earliest among equals."""
-        return best(self._studies[candidate], self.plan)
-
-    def _draw(self, name: str) -> Job | None:
-        """A new draw; None where other drivers have made the last ones meanwhile."""
-        while True:
-            trial = ask(self._studies[name], self.plan)
-            if trial.number >= self.plan.sweep.draws(name):
-                return None  # it stays open, for a command that asks for more trials
-            self._seen.add((name, trial.number))
-            job = self._job(name, self._studies[name]._storage.get_trial(trial._trial_id))
-            if job is not None:
-                return job
-
-    def _draws(self, name: str) -> list[FrozenTrial]:
-        return self._studies[name].get_trials(deepcopy=False)[: self.plan.sweep.draws(name)]
+        return self._draws[candidate].best()
 
     def _known(self, job: Job) -> bool:
         """Whether the ledger holds the trial already; if so, it becomes a member of this sweep and stage."""
@@ -367,7 +326,7 @@ class Agenda:
         return True
 
     def _is_pruned(self, job: Job) -> bool:
-        return self._halvings[job.configuration].trial(job).state == TrialState.PRUNED
+        return self._draws[job.configuration].halving.trial(job).state == TrialState.PRUNED
 
     def _reuse(self, job: Job, status: str) -> None:
         objective = 0.0
@@ -383,13 +342,13 @@ class Agenda:
     def _count_failure(self, job: Job, failure: Failure) -> None:
         self.tally.failures.append(failure)
         if job.draw is not None:
-            self._halvings[job.configuration].failed.add(job.draw)
+            self._draws[job.configuration].halving.failed.add(job.draw)
 
     def _take_over(self, job: Job, status: str, objective: float) -> None:
         if status == "finished":
             self._finished(job, objective)
-        elif status == "pruned":
-            self._tell(job, state=TrialState.PRUNED)
+        elif status == "pruned" and job.stage == "search":
+            self._draws[job.configuration].tell(job, state=TrialState.PRUNED)
         self.tally.reused += 1
         emit("reused", job.trial.id, {"job": job, "status": status})
 
@@ -400,17 +359,10 @@ class Agenda:
     # How it ended --------------------------------------------------------------------------------------
 
     def _finished(self, job: Job, objective: float) -> None:
-        self._tell(job, value=objective)
-        for halving in self._halvings.values():
-            halving.trained.add(job.trial.pretrain_id)
-
-    def _tell(self, job: Job, *, value: float | None = None, state: TrialState | None = None) -> None:
-        if job.draw is None:
-            return
-        if self._halvings[job.configuration].trial(job).state.is_finished():
-            return
-        with contextlib.suppress(UpdateFinishedTrialError):  # another driver has told it meanwhile
-            self._studies[job.configuration].tell(job.draw, value, state=state)
+        if job.stage == "search":
+            self._draws[job.configuration].tell(job, value=objective)
+        for draws in self._draws.values():
+            draws.halving.trained.add(job.trial.pretrain_id)
 
     def _record(self, job: Job, **measured: Any) -> None:
         """Write the row of a trial that did not finish; where that fails, the next command runs the trial again."""
