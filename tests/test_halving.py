@@ -188,9 +188,8 @@ def test_a_draw_that_would_come_next_does_not_stop(tmp_path):
 def test_however_few_draws_there_are_one_is_trained_to_the_end(tmp_path, trials):
     tune = Tune(begin(tmp_path, trials=trials), temperature).drive()
     assert len(tune.finished) >= 1
-    assert max(map(temperature, tune.finished)) == max(
-        p.params["temperature"] for p in tune.agenda._draws["simclr"].made()
-    )
+    drawn = [trial.params["temperature"] for trial in tune.agenda._draws["simclr"].made()]
+    assert max(map(temperature, tune.finished)) == max(drawn)
     assert ended(tmp_path).get("pruned", 0) == trials - len(tune.finished)
 
 

@@ -66,10 +66,6 @@ class Halving:
         if job.draw is not None:
             self.waiting[job.draw] = job, self.last(job)[0]
 
-    def release(self, job: Job) -> None:
-        """Have a draw wait no more."""
-        self.waiting.pop(job.draw or 0, None)
-
     def last(self, job: Job) -> tuple[int, float]:
         """The last rung that a draw came to, an epoch, and its objective there."""
         return max(self.trial(job).intermediate_values.items())
