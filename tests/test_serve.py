@@ -1,5 +1,6 @@
 """`bench watch --serve`: what is answered, what is refused, and pages that are made while others are shown."""
 
+import errno
 import gzip
 import http.client
 import json
@@ -120,14 +121,15 @@ def ask(server: Server, path: str = "/", method: str = "GET", **headers: str) ->
 def send(server: Server, raw: bytes) -> bytes:
     """Everything that the server answers to these very bytes."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
         try:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
             while some := connection.recv(65536):
                 answer += some
-        except ConnectionResetError:
-            pass
+        except OSError as error:  # it closes a connection that it turns away at once
+            if error.errno not in (errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE):
+                raise
         return answer
 
 
