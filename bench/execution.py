@@ -139,7 +139,7 @@ class _Trainer:
         }
         if epoch.number in self.job.rungs and rank() == 0:
             facts["rung_objective"] = quick_objective(self.job, self.encoder)
-            mirror.stored(self.job.state)  # it goes on from here, perhaps on another machine and perhaps much later
+            patiently(mirror.stored, self.job.state)  # it goes on from here, perhaps on another machine, much later
         self.report(facts | self.notes())
 
     def _save(self, path: Path, history: History) -> None:
