@@ -373,8 +373,8 @@ def test_a_second_driver_says_who_drives_or_takes_over(lab, shop, monkeypatch):
     # One that changes no more is taken over; when it wakes up, it notices.
     asleep = lab.agenda(lab.sweep(trials=3, epochs=1))
     asleep._lease._ended.set()
-    monkeypatch.setattr(lease, "PATIENCE", 0.5)
-    time.sleep(0.2)
+    with asleep._lease._busy:  # a renewal that is on its way would arrive after the other one's
+        monkeypatch.setattr(lease, "PATIENCE", 0.5)
     with lab.machine("other"):
         second = lab.agenda(lab.sweep(trials=3, epochs=1))
         lab.drive(second)
