@@ -42,12 +42,6 @@ class _Gather(Function):
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
-def wait_for_all() -> None:
-    """Wait until every worker has come to this point."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def gather(rows: Tensor) -> Tensor:
     """Return `[world*b,...]`: the `[b,...]` rows of every worker in rank order, with gradient to all of them.
 

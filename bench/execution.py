@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bench import memory, mirror
-from bench.distributed import rank, wait_for_all
+from bench.distributed import average, rank
 from bench.draw import mix
 from bench.encoders import Encoder, build_encoder
 from bench.errors import TrialFailed
@@ -84,7 +84,7 @@ class _Trainer:
         """Pretrain, or load the encoder of an earlier trial that pretrained the same."""
         if not type(self.method).trains:
             return History()
-        with _alone(self.job.folder):
+        with _alone(self.job.folder, self.device):
             mirror.refresh(self.job.folder)
             return self._load(self.job.encoder) or self._pretrain()
 
@@ -175,7 +175,7 @@ class _Trainer:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, device: torch.device) -> Iterator[None]:
     """Wait until a run of the same training that was told to end has ended: several workers take some seconds to.
 
     The first worker waits for all. A storage without locks, or one that keeps those of a lost machine, holds nobody
@@ -186,7 +186,7 @@ def _alone(folder: Path) -> Iterator[None]:
     if rank() == 0:
         with suppress(Timeout, NotImplementedError, OSError):
             lock.acquire()
-    wait_for_all()
+    average(torch.zeros((), device=device)).item()  # a message that ends when all have come here
     try:
         yield
     finally:

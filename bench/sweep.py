@@ -21,6 +21,9 @@ Place = Literal["method", "pretrain", "finetune"]
 PLACES: tuple[Place, ...] = get_args(Place)
 
 
+EXACT = 9  # decimals of a share that count: 0.3 * 10 is 3
+
+
 class Pretrain(Training):
     """The pretraining of every trial, with its dataset."""
 
@@ -42,12 +45,17 @@ class Prune(Record):
             epoch *= self.factor
         return tuple(rungs)
 
+    def places(self, count: int, *, over: bool) -> int:
+        """How many of `count` draws that have come to a rung go on from there; `over`: no other one will come."""
+        share = round(count / self.factor, EXACT)
+        return math.ceil(share) if over else math.floor(share)
+
     def share(self, epochs: int, draws: int) -> float:
         """The share of all epochs that draws of `epochs` each train; somewhat more where weak ones come first."""
         trained, going, done = 0, draws, 0
         for rung in (*self.rungs(epochs), epochs):
             trained += going * (rung - done)
-            going, done = math.ceil(going / self.factor), rung
+            going, done = self.places(going, over=True), rung
         return trained / (draws * epochs) if epochs else 1.0
 
 

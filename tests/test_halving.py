@@ -17,8 +17,9 @@ from bench.results.schema import Measurement, rows_table
 from bench.scheduling import agenda as agendas
 from bench.scheduling import claims
 from bench.scheduling.agenda import Agenda
-from bench.scheduling.halving import SPARE, places, ranked
+from bench.scheduling.halving import SPARE, ranked
 from bench.study import read_studies
+from bench.sweep import Prune
 from bench.sweepfile import load_sweep
 
 SWEEP = """
@@ -115,8 +116,9 @@ def ended(folder: Path) -> dict[str, int]:
     [(1, 3, 0, 1), (2, 3, 0, 1), (3, 3, 1, 1), (4, 3, 1, 2), (18, 3, 6, 6), (10, 2.5, 4, 4), (3, 1.1, 2, 3)],
 )
 def test_one_in_factor_goes_on_rounded_up_only_when_no_draw_is_to_come(count, factor, before, after):
-    assert places(count, factor, over=False) == before
-    assert places(count, factor, over=True) == after
+    prune = Prune(factor=factor)
+    assert prune.places(count, over=False) == before
+    assert prune.places(count, over=True) == after
 
 
 def test_of_equals_the_earlier_is_better():

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 
@@ -375,10 +374,6 @@ class Agenda:
         # The study is not told: a draw that failed stays open there, so that --retry-failed can still end it.
         self._count_failure(job, Failure(label(job), error, shown))
         emit("failed", key, {"job": job, "error": error})
-
-
-def _count(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False))
 
 
 def _claim(folder: Path) -> bool:

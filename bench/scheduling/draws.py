@@ -20,7 +20,7 @@ class Draws:
     def __init__(self, plan: Plan, name: str, study: optuna.Study) -> None:
         self.plan, self.name, self.study = plan, name, study
         self.most = plan.sweep.draws(name)
-        self.halving = Halving(study, plan.sweep.search.prune.factor, self.most)
+        self.halving = Halving(study, plan.sweep.search.prune, self.most)
         self._seen: set[int] = set()  # what this driver has taken up
 
     def made(self) -> list[FrozenTrial]:

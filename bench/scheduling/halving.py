@@ -9,7 +9,6 @@ there meanwhile, since another draw shares it, has nothing left to be spared. Wh
 study: a search that was interrupted, and drivers that share one, know it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
 from bench.job import Job
+from bench.sweep import Prune
 
-EXACT = 9  # decimals of a share that count: 0.3 * 10 is 3
 SPARE = 8  # draws that wait, in case that those before them fail, though they are not among the best
 
 Rungs = dict[int, dict[int, float]]  # the objective of each draw that has come to a rung, by epoch
@@ -31,18 +30,12 @@ def ranked(rung: Mapping[int, float]) -> list[int]:
     return sorted(rung, key=lambda draw: (-rung[draw], draw))
 
 
-def places(count: int, factor: float, *, over: bool) -> int:
-    """How many of `count` draws that have come to a rung go on from there; `over`: no other one will come."""
-    share = round(count / factor, EXACT)
-    return math.ceil(share) if over else math.floor(share)
-
-
 @dataclass
 class Halving:
     """The rungs of one candidate's `draws` draws: what each reached, and which of them wait."""
 
     study: optuna.Study
-    factor: float
+    prune: Prune
     draws: int
     waiting: dict[int, tuple[Job, int]] = field(default_factory=dict)  # and the rung they wait at, by the draw's number
     failed: set[int] = field(default_factory=set)  # draws that take no other one's place
@@ -82,7 +75,7 @@ class Halving:
         reached = [(job, self.trial(job).intermediate_values) for job in coming]
         for epoch, rung in sorted(rungs.items()):
             over = over and not any(epoch in job.rungs and epoch not in values for job, values in reached)
-            for draw in ranked(rung)[: places(len(rung), self.factor, over=over)]:
+            for draw in ranked(rung)[: self.prune.places(len(rung), over=over)]:
                 if draw in self.waiting and self.waiting[draw][1] == epoch:
                     return self._go_on(draw, epoch)
         return None
@@ -92,7 +85,7 @@ class Halving:
 
         Who is no worse than one that may go on waits with it: the two may share their encoder.
         """
-        rungs, most, behind = self._rungs(), places(self.draws, self.factor, over=True) + SPARE, []
+        rungs, most, behind = self._rungs(), self.prune.places(self.draws, over=True) + SPARE, []
         for epoch in {last for _, last in self.waiting.values()}:
             least = sorted(rungs[epoch].values(), reverse=True)[:most][-1]
             behind += [draw for draw, (_, last) in self.waiting.items() if last == epoch and rungs[epoch][draw] < least]

@@ -68,11 +68,9 @@ class Lease:
         if not self._renewed:
             return
         self._ended.set()
-        for _ in range(2):  # a store may fail once; a lease that cannot be removed is taken over
-            with self._busy, suppress(BenchError):
-                if self._is_own():
-                    mirror.remove(self.path)
-                break
+        with self._busy, suppress(BenchError):  # a lease that cannot be removed is taken over
+            if self._is_own():
+                mirror.remove(self.path)
         self._renewed = 0.0
 
     def _watch(self, holder: dict[str, Any]) -> None:
