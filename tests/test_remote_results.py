@@ -4,9 +4,11 @@ A machine is a cache folder: each has a mirror of its own. Jobs run in this proc
 the slow tests.
 """
 
+import errno
 import json
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -99,12 +101,16 @@ def shop(server: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, stripes: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Far:  # noqa: ARG001 - its server
+def lab(tmp_path: Path, stripes: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:  # noqa: ARG001
     prepare(tmp_path, stripes, monkeypatch)
     monkeypatch.setattr(lease, "_SETTLE", 0.0)
     monkeypatch.setattr(lease, "_LOOK", 0.05)
     monkeypatch.setattr(mirror, "SHARE", 1e9)  # every checkpoint goes to the store
-    return Far(tmp_path, stripes)
+    yield Far(tmp_path, stripes)
+    for thread in threading.enumerate():
+        if thread.name == "lease":  # one that is held for ever would meddle with the next test's
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
@@ -240,13 +246,15 @@ def test_another_machine_goes_on_from_the_stores_checkpoint(lab):
 
 def test_a_draw_that_waits_at_a_rung_goes_on_from_there_though_uploads_are_spared(lab, monkeypatch):
     monkeypatch.setattr(mirror, "SHARE", 1e-4)  # uploads are slow against epochs
-    job = lab.agenda(lab.sweep(epochs=5)).take("0").model_copy(update={"rungs": (3,)})
+    agenda = lab.agenda(lab.sweep(epochs=5))
+    job = agenda.take("0").model_copy(update={"rungs": (3,)})
     with lab.machine("first"):
         broken_off(afresh(job), 3)
     reports: list[dict[str, Any]] = []
     with lab.machine("second"):
         run_job(afresh(job.model_copy(update={"rungs": ()})), reports.append, CPU)
     assert [report["epoch"] for report in reports] == [3, 4, 5, 5]
+    agenda.close()
 
 
 def test_of_a_checkpoint_that_was_cut_short_the_one_before_is_used(lab, shop):
@@ -371,23 +379,48 @@ def test_a_second_driver_says_who_drives_or_takes_over(lab, shop, monkeypatch):
     lab.drive(first)
     first.close()
     # One that changes no more is taken over; when it wakes up, it notices.
-    asleep = lab.agenda(lab.sweep(trials=3, epochs=1))
-    asleep._lease._ended.set()
-    with asleep._lease._busy:  # a renewal that is on its way would arrive after the other one's
-        monkeypatch.setattr(lease, "PATIENCE", 0.5)
+    monkeypatch.setattr(lease, "PATIENCE", 0.5)
+    asleep, longer = (fallen_asleep(lab.agenda(lab.sweep(trials=3, epochs=1))) for _ in range(2))
     with lab.machine("other"):
         second = lab.agenda(lab.sweep(trials=3, epochs=1))
         lab.drive(second)
-    asleep._lease._ended.clear()
-    with pytest.raises(BenchError, match="it took over while this one was stopped or cut off"):
-        asleep.take("0")
-    with pytest.raises(BenchError, match="it took over"):
-        asleep.close()
+    notice(asleep, r"another driver runs this sweep \(process")
     assert any(key.endswith(".driver") for key in shop.objects())  # the second one's
     second.close()
     assert not any(key.endswith(".driver") for key in shop.objects())
+    notice(longer, "another driver ran this sweep and has ended")
+    assert not any(key.endswith(".driver") for key in shop.objects())
     last = lab.whole(lab.sweep(trials=3, epochs=1))
     assert (last.tally.ran, last.tally.reused) == (0, 3)
+
+
+def fallen_asleep(agenda: Agenda) -> Agenda:
+    agenda._lease._ended.set()
+    with agenda._lease._busy:  # a renewal that is on its way would arrive after the next driver's
+        return agenda
+
+
+def notice(awake: Agenda, said: str) -> None:
+    """A driver that wakes up after another one took over ends, and changes nothing."""
+    awake._lease._ended.clear()
+    for step in (lambda: awake.take("0"), awake.close):
+        with pytest.raises(BenchError, match=f"{said}.*; it took over while this one was stopped or cut off"):
+            step()
+
+
+def test_a_driver_that_cannot_begin_leaves_the_sweep_to_others(lab, shop, monkeypatch):
+    sweep = lab.sweep(trials=2, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.scheduling.agenda.begin_studies", full)
+        with pytest.raises(OSError, match="full"):
+            lab.agenda(sweep)
+    assert not any(key.endswith(".driver") for key in shop.objects())
+    with lab.machine("other"):
+        assert lab.whole(sweep).tally.ran == 2
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "full")
 
 
 def test_a_store_that_is_away_for_a_while_changes_nothing(lab, shop, monkeypatch):
@@ -395,7 +428,6 @@ def test_a_store_that_is_away_for_a_while_changes_nothing(lab, shop, monkeypatch
     lab.whole(sweep, "calm")
     monkeypatch.setattr(patience, "WAITS", (0.05,) * 100)
     agenda = lab.agenda(sweep)
-    import threading
 
     def run(job: Job, report: Any) -> None:
         def away(facts: dict[str, Any]) -> None:
@@ -452,8 +484,9 @@ def test_an_address_that_is_wrong_is_said_before_anything_starts(lab):
                 use(wrong)
 
 
-def test_what_a_trial_asks_of_the_store(lab, shop):
+def test_what_a_trial_asks_of_the_store(lab, shop, monkeypatch):
     """The figures of docs/cluster/README.md."""
+    monkeypatch.setattr(lease, "RENEW", 1000.0)
     counts = {}
     for epochs in (2, 6):
         shop.clear()

@@ -9,6 +9,7 @@ may work on one sweep, or on several that share trials: a trial that another dri
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,21 @@ class Agenda:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
         self._lease = Lease(plan.out / "sweeps" / f"{study_path(plan).stem}.driver")
         self._lease.acquire()
+        with ExitStack() as undo:  # a lease is not kept by what never drives
+            undo.callback(self._lease.release)
+            self._open()
+            undo.pop_all()
+
+    def _open(self) -> None:
+        """Take in what the sweep's record, ledger and studies say."""
+        plan = self.plan
         patiently(plan.record)
         self.ledger = Ledger(plan.out)
         mirror.refresh(self.ledger.folder, fixed=True)
         patiently(self.ledger.renew, plan.sweep.name, plan.sweep_id)  # reports show the version that was asked for last
         self.tally = Tally()
         self.interrupted = False
-        studies, self._journal = begin_studies(plan, fresh=force)
+        studies, self._journal = begin_studies(plan, fresh=self.force)
         self._draws = {name: Draws(plan, name, study) for name, study in studies.items()}
         self._running: dict[str, Job] = {}
         self._stopped: set[str] = set()  # what runs until it hears that it waits at a rung
@@ -86,7 +95,7 @@ class Agenda:
         self._confirm: deque[Job] | None = None
         # Draws of earlier commands come first: what is in the ledger is told again, what is not is run.
         self._leftover = deque(self._unseen())
-        told = self._leftover and not force
+        told = self._leftover and not self.force
         self._recorded_before = patiently(recorded, self.ledger, plan.sweep.name, plan.sweep_id) if told else {}
 
     def is_done(self) -> bool:

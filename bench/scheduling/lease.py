@@ -36,9 +36,8 @@ class Lease:
         self.path = path
         self._own = {"id": uuid.uuid4().hex, "host": socket.gethostname(), **_process(os.getpid())}
         self._own["since"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        self._count = 0
         self._renewed = 0.0
-        self._lost: dict[str, Any] | None = None
+        self._lost = ""  # how, once another driver has taken over
         self._ended = threading.Event()
         self._busy = threading.Lock()
 
@@ -54,14 +53,14 @@ class Lease:
         holder = self._read()
         if holder is None or holder.get("id") != self._own["id"]:
             raise BadInput(self._said(holder or {}))
-        threading.Thread(target=self._renew_for_ever, daemon=True).start()
+        threading.Thread(target=self._renew_for_ever, name="lease", daemon=True).start()
 
     def check(self) -> None:
         """Raise BenchError if another driver has taken over."""
         if self._renewed and time.clock_gettime(_CLOCK) - self._renewed > PATIENCE / 2:
             self._renew()  # this process was stopped, or the store away
-        if self._lost is not None:
-            raise BenchError(f"{self._said(self._lost)}; it took over while this one was stopped or cut off")
+        if self._lost:
+            raise BenchError(f"{self._lost}; it took over while this one was stopped or cut off")
 
     def release(self) -> None:
         """Give the lease back, if it is still held."""
@@ -85,7 +84,7 @@ class Lease:
                 raise BadInput(self._said(now))
 
     def _renew_for_ever(self) -> None:
-        while not self._ended.wait(RENEW) and self._lost is None:
+        while not self._ended.wait(RENEW) and not self._lost:
             with suppress(BenchError):  # a store that is away: whoever reaches it may take over
                 self._renew()
 
@@ -96,13 +95,15 @@ class Lease:
 
     def _is_own(self) -> bool:
         now = self._read()
-        if now is not None and now.get("id") != self._own["id"]:
-            self._lost = now
-        return self._lost is None
+        if now is None:  # whoever took over has ended since
+            self._lost = f"{self._sweep()}: another driver ran this sweep and has ended"
+        elif now.get("id") != self._own["id"]:
+            self._lost = self._said(now)
+        return not self._lost
 
     def _write(self) -> None:
-        self._count += 1
-        mirror.write(self.path, json.dumps(self._own | {"count": self._count}).encode())
+        # Of one length: a store may be asked for the length first, and for the bytes after the next change.
+        mirror.write(self.path, json.dumps(self._own | {"change": uuid.uuid4().hex}).encode())
         self._renewed = time.clock_gettime(_CLOCK)
 
     def _read(self) -> dict[str, Any] | None:
@@ -118,7 +119,10 @@ class Lease:
 
     def _who(self, holder: dict[str, Any]) -> str:
         who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-        return f"{mirror.address(self.path.parent.parent)}: another driver runs this sweep ({who})"
+        return f"{self._sweep()}: another driver runs this sweep ({who})"
+
+    def _sweep(self) -> str:
+        return mirror.address(self.path.parent.parent)
 
 
 def _process(pid: int) -> dict[str, Any]:
