@@ -161,7 +161,7 @@ class _Trainer:
     def _save_pictures(self, folder: Path) -> None:
         if type(self.method).pictures is Method.pictures:
             return
-        from torchvision.io import write_png
+        from PIL import Image
 
         pack = open_job_pack(self.job, self.job.trial.data, self.device)
         rows = pack.rows("val")[:PICTURED]
@@ -170,7 +170,8 @@ class _Trainer:
         images = pack.batch(rows, self.device)
         for name, picture in self.method.pictures(images, self.job.trial.training.image_size).items():
             temporary = folder / f".{name}.png"
-            write_png(picture.mul(255).round().to(torch.uint8).cpu(), str(temporary))
+            pixels = picture.mul(255).round().to(torch.uint8).permute(1, 2, 0)
+            Image.fromarray(pixels.cpu().contiguous().numpy()).save(temporary)
             patiently(mirror.publish, temporary, folder / f"{name}.png")
 
 

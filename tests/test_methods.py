@@ -92,7 +92,7 @@ def make(name: str, seed: int = 0) -> Method:
 
 
 def batch(pack: Pack, rows: slice = slice(0, BATCH)) -> ImageBatch:
-    return pack.batch(pack.rows("train")[rows], labelled=True)
+    return pack.batch(pack.rows("train")[rows], pack.images.device, labelled=True)
 
 
 def losses_of(method: Method, views: Views, progress: float = 0.0) -> dict[str, Tensor]:
