@@ -3,7 +3,8 @@
 Each has torchvision's definition and takes the same count of numbers from the draw whatever its settings, so that
 two configurations differ by what they set and not by their random numbers. `x` is not changed unless `inplace`
 allows to overwrite it, which saves a copy; what counts is the tensor returned. No operation waits for the device:
-on a CPU only the samples chosen are computed, elsewhere all are and the result is selected.
+only the samples chosen are computed on a CPU and by the kernels of a GPU (see `fused`), elsewhere all are and the
+result is selected.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.draw import Draw
+from bench.fused import fused
 from bench.resample import blocks, gaussian, separable
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
@@ -53,7 +55,9 @@ def jitter(x: Tensor, factors: Tensor, turn: Tensor, order: Tensor, place: Tenso
     """
     slots = _slots(factors, order)
     if x.device.type != "cpu":
-        return _jitter_all(x, slots, turn, place, chosen)
+        kernels = fused(x.device)
+        changed: Tensor = (kernels.jitter if kernels else _jitter_all)(x, slots, turn, place, chosen)
+        return changed
     for before in range(4):
         index = (chosen & (place == before)).nonzero()[:, 0]
         for part in blocks(len(index), x[:1].numel()):
@@ -64,18 +68,18 @@ def jitter(x: Tensor, factors: Tensor, turn: Tensor, order: Tensor, place: Tenso
 
 def grayscale(x: Tensor, draw: Draw, probability: float, *, inplace: bool = False) -> Tensor:
     """Replace the samples chosen with `probability` by their luma in all three channels."""
-    return _sometimes(x, draw, probability, inplace, lambda x: luma(x).expand_as(x))
+    return _sometimes(x, draw, probability, inplace, lambda x: luma(x).expand_as(x), kernel="gray")
 
 
 def gamma(x: Tensor, draw: Draw, low: float, high: float, probability: float = 1.0, *, inplace: bool = False) -> Tensor:
     """Raise to a power uniform in [low, high], 0 <= low <= high, the same for all pixels of a sample."""
     power = draw.uniform(low, high)
-    return _sometimes(x, draw, probability, inplace, raise_to, power)
+    return _sometimes(x, draw, probability, inplace, raise_to, power, kernel="gamma")
 
 
 def solarize(x: Tensor, draw: Draw, probability: float, *, inplace: bool = False) -> Tensor:
     """Invert the values of at least a half in the samples chosen (BYOL, appendix B)."""
-    return _sometimes(x, draw, probability, inplace, lambda x: torch.minimum(x, 1 - x))
+    return _sometimes(x, draw, probability, inplace, lambda x: torch.minimum(x, 1 - x), kernel="solarize")
 
 
 def blur(
@@ -177,12 +181,24 @@ def _jitter_all(x: Tensor, slots: Tensor, turn: Tensor, place: Tensor, chosen: T
 
 
 def _sometimes(
-    x: Tensor, draw: Draw, probability: float, inplace: bool, change: Callable[..., Tensor], *parameters: Tensor
+    x: Tensor,
+    draw: Draw,
+    probability: float,
+    inplace: bool,
+    change: Callable[..., Tensor],
+    *parameters: Tensor,
+    kernel: str = "",
 ) -> Tensor:
-    """Replace samples with `probability` by `change(samples, *parameters)`, parameters `[B]` each."""
+    """Replace samples with `probability` by `change(samples, *parameters)`, parameters `[B]` each.
+
+    `kernel`: the GPU's kernel that does the same, where there is one.
+    """
     chosen = draw.chance(probability)
     if probability <= 0:
         return x
+    if kernel and (kernels := fused(x.device)):
+        changed: Tensor = kernels.change(x if inplace else x.clone(), kernel, chosen, *parameters)
+        return changed
     if x.device.type != "cpu":
         return torch.where(chosen.view(-1, 1, 1, 1), change(x, *parameters), x)
     x = x if inplace else x.clone()

@@ -1,8 +1,8 @@
 """Separable linear resampling in which each sample has its own weights.
 
 A pass is a `Band`: for every output its few inputs and their weights. On a CPU a band is applied as a weighted
-sum of whole rows (`embedding_bag`, vectorised; measured 8 times faster than a matrix product at 96 to 64 px), on
-other devices as a dense matrix product, which needs no more than one kernel per axis.
+sum of whole rows (`embedding_bag`, vectorised; measured 8 times faster than a matrix product at 96 to 64 px), on a
+GPU by a kernel of its own (see `fused`), or else as a dense matrix product.
 """
 
 import math
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bench.fused import fused
 
 CACHE = 2**19  # floats in a CPU's caches: work on larger batches goes in blocks of about this size
 
@@ -83,25 +85,31 @@ def blocks(count: int, floats: int) -> Iterator[slice]:
         yield slice(first, min(count, first + step))
 
 
-def separable(x: Tensor, rows: Band, columns: Band, dtype: torch.dtype = torch.float32) -> Tensor:
+def separable(x: Tensor, rows: Band, columns: Band) -> Tensor:
     """Apply `rows` down and `columns` across `[B,C,H,W]` numbers of any type.
 
     Returns float32 `[B,C,S,T]` in 0..1: the bands keep pixels in that range but for rounding, which is cut.
-    `dtype` is the precision of the matrix products away from the CPU.
     """
-    return _sums(x, rows, columns) if x.device.type == "cpu" else products(x, rows, columns, dtype)
+    if x.device.type == "cpu":
+        return _sums(x, rows, columns)
+    kernels = fused(x.device)
+    if kernels is None:
+        return products(x, rows, columns)
+    down: Tensor = kernels.band(x, rows.index, rows.weight, 2)
+    across: Tensor = kernels.band(down, columns.index, columns.weight, 3)
+    return across.clamp_(0, 1)
 
 
-def products(x: Tensor, rows: Band, columns: Band, dtype: torch.dtype) -> Tensor:
+def products(x: Tensor, rows: Band, columns: Band) -> Tensor:
     """`separable` as two batched matrix products, in the cheaper order."""
     height, width = x.shape[2:]
-    down = rows.dense(height).to(dtype).unsqueeze(1)
-    across = columns.dense(width).to(dtype).mT.unsqueeze(1)
-    x = x.to(dtype)
+    down = rows.dense(height).unsqueeze(1)
+    across = columns.dense(width).mT.unsqueeze(1)
+    x = x.float()
     rows_first = (height + across.shape[3]) * width * down.shape[2] <= (width + down.shape[2]) * height * across.shape[
         3
     ]
-    return (down @ x @ across if rows_first else down @ (x @ across)).float().clamp_(0, 1)
+    return (down @ x @ across if rows_first else down @ (x @ across)).clamp_(0, 1)
 
 
 def _sums(x: Tensor, rows: Band, columns: Band) -> Tensor:

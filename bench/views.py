@@ -53,17 +53,14 @@ def centre_crop(aspect: Tensor, share: float = 7 / 8) -> Tensor:
     return torch.stack([(1 - height) / 2, (1 - width) / 2, height, width], dim=1)
 
 
-def crop(
-    images: ImageBatch, boxes: Tensor, size: int, flip: Tensor | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def crop(images: ImageBatch, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
     """Crop, flip and resize in one antialiased bilinear resampling: float32 `[B,3,size,size]` in 0..1.
 
     `boxes`: `[B,4]` fractions inside the canvas; `flip`: `[B]` booleans, mirror left to right. Boxes of whole
-    pixels give torchvision's `resized_crop(antialias=True)`. `dtype`: precision of the matrix products on a GPU;
-    float16 holds the pixels exactly and rounds the result by less than 1/1000.
+    pixels give torchvision's `resized_crop(antialias=True)`.
     """
     height, width = images.pixels.shape[2:]
     top, left, tall, wide = boxes.unbind(1)
     rows = triangle(top * height, tall * height, size, height)
     columns = triangle(left * width, wide * width, size, width, flip)
-    return separable(images.pixels, rows.scaled(1 / 255), columns, dtype)
+    return separable(images.pixels, rows.scaled(1 / 255), columns)

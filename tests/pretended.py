@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from bench import colour, resample
 from bench.training import checkpoint
 
 aten = torch.ops.aten
@@ -148,6 +149,20 @@ def _no_gradients(loss: Tensor, *_: Any, inputs: Sequence[Tensor] = (), **__: An
         parameter.grad = torch.zeros_like(parameter)
 
 
+class Kernels:
+    """The kernels, which see no tensors but memory."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        def run(*arguments: Any) -> Tensor:
+            assert all(isinstance(value, There) for value in arguments if isinstance(value, Tensor))
+            return There(_aside(getattr(self._kernels, name), *_taken(arguments)))
+
+        return run
+
+
 def _tensor(data: Any, *, made: Callable[..., Tensor], device: Any = None, **how: Any) -> Tensor:
     """`torch.tensor`, which reaches no mode with its copy to the device."""
     return made(data, **how) if device is None else made(data, **how).to(device)
@@ -159,8 +174,8 @@ def _aside(operation: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextmanager
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """Have a GPU for a while."""
+def pretended(monkeypatch: pytest.MonkeyPatch, kernels: Any = None) -> Iterator[Device]:
+    """Have a GPU for a while, with the `kernels` of the views, interpreted, or without."""
     with monkeypatch.context() as patch:
         for name, value in {
             "is_available": True,
@@ -182,6 +197,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
         patch.setattr(Tensor, "backward", _no_gradients)
         patch.setattr(torch.backends.cudnn, "enabled", False)
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # no data of another device
+        for module in (colour, resample):
+            patch.setattr(module, "fused", lambda device: kernels and Kernels(kernels) if device == THERE else None)
         patch.setattr(torch, "tensor", partial(_tensor, made=torch.tensor))
         read = checkpoint._read
         patch.setattr(checkpoint, "_read", lambda path: _aside(read, path))  # storages have no place in a mode

@@ -188,9 +188,8 @@ def test_matrix_products_equal_the_row_sums() -> None:
     rows = triangle(boxes[:, 0] * 40, boxes[:, 2] * 40, 24, 40).scaled(1 / 255)
     columns = triangle(boxes[:, 1] * 70, boxes[:, 3] * 70, 32, 70, torch.tensor([True, False, True, False]))
     sums = separable(pixels, rows, columns)
-    torch.testing.assert_close(products(pixels, rows, columns, torch.float32), sums, atol=1e-5, rtol=0)
-    torch.testing.assert_close(products(pixels, rows, columns, torch.float16), sums, atol=1e-3, rtol=0)
-    turned = products(pixels.mT, columns, rows, torch.float32)
+    torch.testing.assert_close(products(pixels, rows, columns), sums, atol=1e-5, rtol=0)
+    turned = products(pixels.mT, columns, rows)
     torch.testing.assert_close(turned.mT, sums, atol=1e-5, rtol=0)
 
 
@@ -236,4 +235,3 @@ def test_a_batch_larger_than_one_block_is_resampled_alike() -> None:
 def test_no_value_is_needed_on_the_host() -> None:
     images = ImageBatch(noise(4, 20, 30).to("meta"), torch.ones(4, device="meta"))
     assert view(images, ShapesOnly(0, 4)).shape == (4, 3, 12, 12)
-    assert views.crop(images, views.centre_crop(images.aspect), 9, dtype=torch.float16).dtype == torch.float32

@@ -1,0 +1,75 @@
+"""The kernels of the views, run by Triton's interpreter on the CPU, and compiled for GPUs that are not there."""
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from bench import fused
+from tests.pretended import pretended
+
+triton = pytest.importorskip("triton")
+
+
+def test_interpreted_they_give_the_views_of_the_cpu():
+    command = [sys.executable, "-m", "pytest", "-q", "tests/interpreted.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}  # looked at where a kernel is defined, and Triton's own are
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_they_compile_for_a_gpu(capability):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from bench import kernels
+
+    floats = dict.fromkeys(("slots", "turn", "number", "means", "sums", "weight", "out"), "*fp32")
+    types = floats | {"index": "*i64", "place": "*i64", "chosen": "*i1"}
+    cases: list[tuple[Any, str, dict[str, Any]]] = [
+        (kernels._band, "*u8", {"ACROSS": False}),
+        (kernels._band, "*fp32", {"ACROSS": True}),
+        (kernels._lumas, "*fp32", {}),
+        *((kernels._change, "*fp32", {"KIND": kind}) for kind in ("jitter", "gray", "gamma", "solarize")),
+    ]
+    for kernel, pixels, settings in cases:
+        settings["BLOCK"] = kernels.BLOCK
+        names = kernel.arg_names
+        signature = {n: "constexpr" if n in settings else ({"x": pixels} | types).get(n, "i32") for n in names}
+        source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in settings.items()})
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
+class NoCompiler:
+    said = "RuntimeError: Failed to find C compiler"
+
+    def band(self, *_: Any) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler\nPlease set CC")
+
+
+class OtherSums:
+    said = "it gives [7.0] for [0.5, 1.5]"
+
+    def band(self, *_: Any) -> torch.Tensor:
+        return torch.tensor([7.0])
+
+
+@pytest.mark.parametrize("kernels", [NoCompiler(), OtherSums()])
+def test_a_device_that_does_not_run_them_goes_without_and_says_so(kernels, monkeypatch, caplog):
+    fused.fused.cache_clear()
+    assert fused.fused(torch.device("cpu")) is None
+    assert not caplog.records
+    monkeypatch.setitem(sys.modules, "bench.kernels", kernels)
+    with caplog.at_level(logging.WARNING), pretended(monkeypatch):
+        for _ in range(2):
+            assert fused.fused(torch.device("cuda", 0)) is None
+    fused.fused.cache_clear()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"views are made without fused kernels, in more time: Triton does not run here ({kernels.said})"
+    )
