@@ -25,12 +25,17 @@ WORD = 2**32 - 1
 
 
 def numbers(draw: Draw, count: int) -> Tensor:
-    """Return `[B,count]` float32 numbers uniform in [0, 1) for two of the draw's, whatever `count` is.
+    """Return `[B,count]` float32 numbers uniform in [0, 1) for two of the draw's, whatever `count` is."""
+    return unfolded(draw.unit(2), count)
+
+
+def unfolded(key: Tensor, count: int) -> Tensor:
+    """Return `[B,count]` float32 numbers uniform in [0, 1) that follow from `key`, `[B,2]` such numbers.
 
     Each sample's two numbers are the key of a counter-based generator: the counter goes through an invertible
     32-bit mixer (Wellons, "hash prospector") with each half of the key.
     """
-    first, second = (draw.unit(2) * 2**24).long().unsqueeze(2).unbind(1)
+    first, second = (key * 2**24).long().unsqueeze(2).unbind(1)
     counter = torch.arange(count, device=first.device) * 0x9E3779B9
     word = _mix(_mix(first + counter & WORD) ^ second << 8)
     return (word >> 8).float() / 2**24
@@ -44,12 +49,11 @@ def coarse_dropout(
     The count of a sample's holes is uniform in 1..`holes`, the side of each uniform in `size` (shares of S, in 0..1,
     rounded to whole px and at least one), its place uniform inside the view. Holes may overlap.
     """
-    count, unit = draw.integers(holes), numbers(draw, 3 * holes)
-    chosen = draw.chance(probability)
+    count, key, chosen = draw.integers(holes), draw.unit(2), draw.chance(probability)
     if probability <= 0:
         return x
     length = x.shape[-1]
-    share, *place = unit.unsqueeze(1).chunk(3, dim=2)
+    share, *place = unfolded(key, 3 * holes).unsqueeze(1).chunk(3, dim=2)
     side = ((size[0] + (size[1] - size[0]) * share) * length).round_().clamp_(1, length)
     used = (torch.arange(holes, device=x.device) <= count.view(-1, 1)) & chosen.view(-1, 1)
     pixel = torch.arange(length, device=x.device).view(-1, 1)
@@ -66,21 +70,25 @@ def swap_patches(x: Tensor, draw: Draw, pairs: int, size: float, probability: fl
     is no whole part of the view is rounded up to the next that is. Raises BadInput for more pairs than tiles allow.
     """
     grid = int(1 / size + 1e-9)
-    order = numbers(draw, grid * grid).argsort(dim=1, stable=True)
-    chosen = draw.chance(probability)
+    key, chosen = draw.unit(2), draw.chance(probability)
     if grid < 2:
         raise BadInput(f"size: a patch of {size} of the view leaves none to swap with; at most 0.5")
     if 2 * pairs > grid * grid:
         raise BadInput(f"pairs: {pairs} pairs of patches of size {size} overlap; at most {grid * grid // 2}")
+    if probability <= 0:
+        return x
+    order = unfolded(key, grid * grid).argsort(dim=1, stable=True)
     here, there = order[:, :pairs], order[:, pairs : 2 * pairs]
     swapped = _rest(order).scatter(1, here, there).scatter(1, there, here)
-    return _sometimes(x, swapped, grid, chosen, probability)
+    return _sometimes(x, swapped, grid, chosen)
 
 
 def shuffle_tiles(x: Tensor, draw: Draw, grid: int, probability: float = 1.0) -> Tensor:
     """Put all tiles in a random order, each of the (grid * grid)! as likely as another: a random jigsaw."""
-    order = numbers(draw, grid * grid).argsort(dim=1, stable=True)
-    return _sometimes(x, order, grid, draw.chance(probability), probability)
+    key, chosen = draw.unit(2), draw.chance(probability)
+    if probability <= 0:
+        return x
+    return _sometimes(x, unfolded(key, grid * grid).argsort(dim=1, stable=True), grid, chosen)
 
 
 def shuffle_locally(x: Tensor, draw: Draw, grid: int, reach: int, probability: float = 1.0) -> Tensor:
@@ -90,8 +98,10 @@ def shuffle_locally(x: Tensor, draw: Draw, grid: int, reach: int, probability: f
     column: a tile moves less than 2 * `reach` places along either axis. The paper writes both moves as functions of
     the first place; one after the other, as here, they are sure to keep every tile.
     """
-    order = local_order(numbers(draw, 2 * grid * grid), grid, reach)
-    return _sometimes(x, order, grid, draw.chance(probability), probability)
+    key, chosen = draw.unit(2), draw.chance(probability)
+    if probability <= 0:
+        return x
+    return _sometimes(x, local_order(unfolded(key, 2 * grid * grid), grid, reach), grid, chosen)
 
 
 def local_order(unit: Tensor, grid: int, reach: int) -> Tensor:
@@ -178,8 +188,6 @@ def _rest(order: Tensor) -> Tensor:
     return torch.arange(order.shape[1], device=order.device).expand_as(order)
 
 
-def _sometimes(x: Tensor, order: Tensor, grid: int, chosen: Tensor, probability: float) -> Tensor:
+def _sometimes(x: Tensor, order: Tensor, grid: int, chosen: Tensor) -> Tensor:
     """`arrange` the samples `chosen` (`[B]` booleans); others, by the order at rest, stay as they are."""
-    if probability <= 0:
-        return x
     return arrange(x, torch.where(chosen.view(-1, 1), order, _rest(order)), grid)
