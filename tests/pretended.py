@@ -77,11 +77,16 @@ class There(Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Runs every operation on the side where it belongs; `waits`: where the host waited for the device, how often."""
+    """Runs every operation on the side where it belongs.
+
+    `waits`: where the host waited for the device, how often; `operations` on the device, and the bytes `moved` by them:
+    those of what each takes and gives.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.operations = self.moved = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -100,7 +105,14 @@ class Device(TorchDispatchMode):
         out = func(*_taken(args), **_taken(kwargs))
         if target.type == "cuda":
             out = tree_map_only(Tensor, There, out)
+        if target.type == "cuda" and not func.is_view:
+            self.count(args, kwargs, out)
         return return_and_correct_aliasing(func, args, kwargs, out) if _writes(func) else out
+
+    def count(self, *values: Any) -> None:
+        """An operation that takes and gives the tensors among `values`."""
+        self.operations += 1
+        self.moved += sum(value.nbytes for value in tree_flatten(values)[0] if isinstance(value, There))
 
     def _count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], flat: list[Tensor], target: Any) -> None:
         there = any(isinstance(value, There) for value in flat)
@@ -152,13 +164,17 @@ def _no_gradients(loss: Tensor, *_: Any, inputs: Sequence[Tensor] = (), **__: An
 class Kernels:
     """The kernels, which see no tensors but memory."""
 
-    def __init__(self, kernels: Any) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: Any, device: Device) -> None:
+        self._kernels, self._device = kernels, device
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
         def run(*arguments: Any) -> Tensor:
             assert all(isinstance(value, There) for value in arguments if isinstance(value, Tensor))
-            return There(_aside(getattr(self._kernels, name), *_taken(arguments)))
+            out = There(_aside(getattr(self._kernels, name), *_taken(arguments)))
+            self._device.count(arguments, out)
+            if name == "jitter":  # looks at the pixels twice
+                self._device.count(arguments)
+            return out
 
         return run
 
@@ -176,6 +192,7 @@ def _aside(operation: Callable[..., Any], *arguments: Any) -> Any:
 @contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch, kernels: Any = None) -> Iterator[Device]:
     """Have a GPU for a while, with the `kernels` of the views, interpreted, or without."""
+    device = Device()
     with monkeypatch.context() as patch:
         for name, value in {
             "is_available": True,
@@ -198,10 +215,10 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: Any = None) -> Iterator[
         patch.setattr(torch.backends.cudnn, "enabled", False)
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)  # no data of another device
         for module in (colour, resample):
-            patch.setattr(module, "fused", lambda device: kernels and Kernels(kernels) if device == THERE else None)
+            patch.setattr(module, "fused", lambda at: kernels and Kernels(kernels, device) if at == THERE else None)
         patch.setattr(torch, "tensor", partial(_tensor, made=torch.tensor))
         read = checkpoint._read
         patch.setattr(checkpoint, "_read", lambda path: _aside(read, path))  # storages have no place in a mode
         torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]  # asks no driver which device is current
-        with Device() as device:
+        with device:
             yield device

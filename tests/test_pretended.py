@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from bench.data.pack import pack_size
 from bench.draw import Draw
 from bench.execution import run_job
+from bench.images import ImageBatch
 from bench.job import Job
 from bench.training.pretrain import build_optimizers, pretrain, train_batch
 from tests.faults import paint, prepare
@@ -73,6 +76,34 @@ def test_no_step_waits_for_the_device(name, device):
         for losses in train_batch(method, optimizers, training, images, draw, 0.5, 1e-4):
             assert all(isinstance(value, There) for value in losses.values())
     assert not device.waits
+
+
+class Hollow:
+    """Kernels that only say what they return: their values are looked at elsewhere."""
+
+    def band(self, x: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+        return torch.zeros([index.shape[1] if number == axis else side for number, side in enumerate(x.shape)])
+
+    def jitter(self, x: Tensor, *_: Tensor) -> Tensor:
+        return x
+
+    def change(self, x: Tensor, *_: Any) -> Tensor:
+        return x
+
+
+# What docs/PERFORMANCE.md says: operations, and bytes moved over the bytes of both views.
+@pytest.mark.parametrize(("kernels", "operations", "moved"), [(None, 550, 141), (Hollow(), 325, 13)])
+def test_views_move_the_pixels_few_times(kernels, operations, moved, monkeypatch):
+    size, count = 224, 1
+    side, method = pack_size(size), make("simclr")
+    pixels = torch.zeros((count, 3, side, side), dtype=torch.uint8)
+    with pretended(monkeypatch, kernels) as device:
+        there = ImageBatch(pixels.to("cuda"), torch.ones(count).to("cuda"))
+        device.operations = device.moved = 0
+        views = method.views(there, Draw(0, count, device="cuda"), size)
+    whole = sum(view.nbytes for view in views)
+    assert device.operations <= operations
+    assert device.moved <= moved * whole
 
 
 def test_a_run_waits_at_the_end_of_an_epoch_only_however_many_steps_it_has(tmp_path, device):
