@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.draw import Draw
+from bench.fused import fused
 from bench.training.pretrain import build_optimizers, pretrain, train_batch
 from tests.pretended import PRETENDED
 from tests.speed import sweeps
@@ -49,6 +50,12 @@ def test_bf16_gives_the_losses_of_full_precision_within_its_rounding(name: str) 
         )
         found[precision] = {key: float(value) for losses in steps for key, value in losses.items()}
     assert found["bf16"] == pytest.approx(found["fp32"], rel=3e-2, abs=3e-2)
+
+
+def test_views_are_made_by_the_fused_kernels() -> None:
+    if torch.cuda.get_device_name() == PRETENDED:
+        pytest.skip("a pretended GPU runs no kernels")
+    assert fused(torch.device("cuda", 0)) is not None
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
