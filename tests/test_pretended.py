@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import evaluate
 from bench.data.pack import pack_size
 from bench.draw import Draw
 from bench.execution import run_job
@@ -155,8 +156,9 @@ def test_a_trial_is_walked_from_images_to_rows(name, tmp_path, stripes, monkeypa
 
     def run(job: Job, report: Any) -> None:
         with pretended(monkeypatch):
-            run_job(job, report, GPU)
+            run_job(job, report, torch.device("cuda"))  # as Tune's actor says it
 
+    evaluate._open.cache_clear()
     agenda = lab.agenda(path)
     lab.drive(agenda, run)
     agenda.close()
@@ -165,6 +167,8 @@ def test_a_trial_is_walked_from_images_to_rows(name, tmp_path, stripes, monkeypa
     assert set(rows["status"]) == {"finished"}
     assert set(rows["device"]) == {PRETENDED}
     assert set(rows["protocol"]) == {"linear", "knn", "finetune"}
+    assert evaluate._open.cache_info().misses == 1  # one dataset, held once by the device
+    evaluate._open.cache_clear()
 
 
 @pytest.mark.slow
