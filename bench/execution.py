@@ -44,6 +44,7 @@ def run_job(job: Job, report: Report, device: torch.device) -> None:
     as planned; they are kept in the job's folder too.
     """
     torch.set_num_threads(job.threads)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 on a GPU too, in training that asks for it and in evaluation
     device = torch.empty(0, device=device).device  # "cuda" is "cuda:0" from here on: packs are kept under the name
     with memory.kept():
         _run(job, report, device)

@@ -159,6 +159,7 @@ def test_a_trial_is_walked_from_images_to_rows(name, tmp_path, stripes, monkeypa
             run_job(job, report, torch.device("cuda"))  # as Tune's actor says it
 
     evaluate._open.cache_clear()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     agenda = lab.agenda(path)
     lab.drive(agenda, run)
     agenda.close()
@@ -167,6 +168,7 @@ def test_a_trial_is_walked_from_images_to_rows(name, tmp_path, stripes, monkeypa
     assert set(rows["status"]) == {"finished"}
     assert set(rows["device"]) == {PRETENDED}
     assert set(rows["protocol"]) == {"linear", "knn", "finetune"}
+    assert not torch.backends.cudnn.allow_tf32
     assert evaluate._open.cache_info().misses == 1  # one dataset, held once by the device
     evaluate._open.cache_clear()
 
