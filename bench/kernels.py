@@ -13,57 +13,72 @@ BLOCK = 1024  # pixels that one program handles
 RED, GREEN, BLUE = tl.constexpr(0.2989), tl.constexpr(0.587), tl.constexpr(0.114)  # as colour.GRAY
 
 
-def band(x: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """Weighted sums along `axis` (2 down, 3 across) of `[B,C,H,W]` numbers, float32.
+def band(x: Tensor, index: Tensor, weight: Tensor, axis: int, *, unit: bool = False) -> Tensor:
+    """Weighted sums along `axis` (2 down, 3 across) of `[B,C,H,W]` numbers, float32; cut to 0..1 if `unit`.
 
     `index`, `weight`: `[B,S,K]`, the inputs of each of the S outputs that take the place of the axis.
     """
-    batch, channels = x.shape[:2]
     size, taps = index.shape[1:]
     shape = [*x.shape]
     shape[axis] = size
     out = x.new_empty(shape, dtype=torch.float32)
-    count = out[0, 0].numel()
+    count = shape[2] * shape[3]
     given = index.contiguous(), weight.contiguous()
     with torch.cuda.device_of(x):
-        _band[(triton.cdiv(count, BLOCK), channels, batch)](
-            x, *given, out, count, out.shape[3], size, taps, *x.stride(), axis == 3, BLOCK
+        _band[(shape[0], shape[1], triton.cdiv(count, BLOCK))](
+            x, *given, out, count, shape[3], size, taps, *x.stride(), axis == 3, unit, BLOCK
         )
     return out
 
 
 def jitter(x: Tensor, slots: Tensor, turn: Tensor, place: Tensor, chosen: Tensor) -> Tensor:
-    """`colour.jitter` of float32 `[B,3,S,S]`, `slots` `[B,3,3]` being its changes; overwrites `x`."""
+    """`colour.jitter` of float32 `[B,3,S,S]`, `slots` `[B,3,3]` being its changes; may overwrite `x`."""
     x = x.contiguous()
-    pixels = x[0, 0].numel()
-    parts = triton.cdiv(pixels, BLOCK)
-    sums = x.new_empty(len(x), parts)
-    given = slots.float().contiguous(), turn.contiguous(), place.contiguous()
+    pixels = x.shape[2] * x.shape[3]
+    grid = len(x), triton.cdiv(pixels, BLOCK)
+    sums = x.new_empty(grid)
+    given = slots.contiguous(), turn.contiguous(), place.contiguous(), chosen.contiguous()
     with torch.cuda.device_of(x):
-        _lumas[(parts, len(x))](x, *given, sums, pixels, BLOCK)
+        _lumas[grid](x, *given, sums, pixels, BLOCK)
         means = sums.sum(1).div_(pixels)
-        _change[(parts, len(x))](x, *given, means, chosen, pixels, "jitter", BLOCK)
+        _change[grid](x, *given, means, pixels, "jitter", BLOCK)
     return x
 
 
 def change(x: Tensor, kind: str, chosen: Tensor, power: Tensor | None = None) -> Tensor:
-    """Change the samples `chosen` of float32 `[B,3,S,S]`; overwrites `x`.
+    """Change the samples `chosen` of float32 `[B,3,S,S]`; may overwrite `x`.
 
     `kind`: "gray", "solarize", or "gamma" with its `power` `[B]`.
     """
     x = x.contiguous()
-    pixels = x[0, 0].numel()
+    pixels = x.shape[2] * x.shape[3]
     power = x if power is None else power.contiguous()
     with torch.cuda.device_of(x):  # slots, place and means are jitter's: not looked at
-        _change[(triton.cdiv(pixels, BLOCK), len(x))](x, x, power, x, x, chosen, pixels, kind, BLOCK)
+        _change[(len(x), triton.cdiv(pixels, BLOCK))](x, x, power, x, chosen.contiguous(), x, pixels, kind, BLOCK)
     return x
 
 
 @triton.jit
-def _band(x, index, weight, out, count, width, size, taps, sb, sc, sh, sw, ACROSS: tl.constexpr, BLOCK: tl.constexpr):
+def _band(
+    x,
+    index,
+    weight,
+    out,
+    count,
+    width,
+    size,
+    taps,
+    sb,
+    sc,
+    sh,
+    sw,
+    ACROSS: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One block of one channel of one sample."""
-    sample, channel = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample, channel = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     row, column = place // width, place % width
     if ACROSS:
@@ -77,7 +92,14 @@ def _band(x, index, weight, out, count, width, size, taps, sb, sc, sh, sw, ACROS
         source = tl.load(index + entry + tap, inside, 0)
         share = tl.load(weight + entry + tap, inside, 0.0)
         total += share * tl.load(first + source * step, inside, 0).to(tl.float32)
+    if UNIT:
+        total = _unit(total)
     tl.store(out + (sample * tl.num_programs(1) + channel) * count + place, total, inside)
+
+
+@triton.jit
+def _loaded(at, pixels, inside):
+    return tl.load(at, inside, 0.0), tl.load(at + pixels, inside, 0.0), tl.load(at + 2 * pixels, inside, 0.0)
 
 
 @triton.jit
@@ -132,35 +154,28 @@ def _jittered(red, green, blue, slots, turn, place, mean):
 
 
 @triton.jit
-def _lumas(x, slots, turn, place, sums, pixels, BLOCK: tl.constexpr):
-    """The sum of a block's lumas where the contrast is changed."""
-    part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    pixel = part * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < pixels
-    at = x + sample * 3 * pixels + pixel
-    red, green, blue = (
-        tl.load(at, inside, 0.0),
-        tl.load(at + pixels, inside, 0.0),
-        tl.load(at + 2 * pixels, inside, 0.0),
-    )
-    turned, where = tl.load(turn + sample), tl.load(place + sample)
-    red, green, blue, luma = _jittered(red, green, blue, slots + 9 * sample, turned, where, 0.0)
-    tl.store(sums + sample * tl.num_programs(0) + part, tl.sum(tl.where(inside, luma, 0.0)))
+def _lumas(x, slots, turn, place, chosen, sums, pixels, BLOCK: tl.constexpr):
+    """The sum of the lumas of a block where the contrast is changed; of samples that are chosen."""
+    sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if tl.load(chosen + sample):
+        pixel = part * BLOCK + tl.arange(0, BLOCK)
+        inside = pixel < pixels
+        at = x + sample * 3 * pixels + pixel
+        red, green, blue = _loaded(at, pixels, inside)
+        turned, where = tl.load(turn + sample), tl.load(place + sample)
+        red, green, blue, luma = _jittered(red, green, blue, slots + 9 * sample, turned, where, 0.0)
+        tl.store(sums + sample * tl.num_programs(1) + part, tl.sum(tl.where(inside, luma, 0.0)))
 
 
 @triton.jit
-def _change(x, slots, number, place, means, chosen, pixels, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _change(x, slots, number, place, chosen, means, pixels, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Change a block of a sample that is chosen; `number`: the turn of its hue, or its power."""
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0).to(tl.int64)
     if tl.load(chosen + sample):
-        pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = pixel < pixels
         at = x + sample * 3 * pixels + pixel
-        red, green, blue = (
-            tl.load(at, inside, 0.0),
-            tl.load(at + pixels, inside, 0.0),
-            tl.load(at + 2 * pixels, inside, 0.0),
-        )
+        red, green, blue = _loaded(at, pixels, inside)
         if KIND == "jitter":
             turn, where, mean = tl.load(number + sample), tl.load(place + sample), tl.load(means + sample)
             red, green, blue, _ = _jittered(red, green, blue, slots + 9 * sample, turn, where, mean)

@@ -96,8 +96,8 @@ def separable(x: Tensor, rows: Band, columns: Band) -> Tensor:
     if kernels is None:
         return products(x, rows, columns)
     down: Tensor = kernels.band(x, rows.index, rows.weight, 2)
-    across: Tensor = kernels.band(down, columns.index, columns.weight, 3)
-    return across.clamp_(0, 1)
+    across: Tensor = kernels.band(down, columns.index, columns.weight, 3, unit=True)
+    return across
 
 
 def products(x: Tensor, rows: Band, columns: Band) -> Tensor:

@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from bench import colour, kernels, resample
+from bench import colour, fused, kernels, resample
 from bench.draw import Draw
 from bench.images import ImageBatch
-from bench.views import crop, random_resized_crop
+from tests.changes import VIEWS, photographs, plain
 from tests.pretended import There, pretended
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # the logarithm of a black pixel, by NumPy
-
-
-def photographs(count: int, height: int, width: int) -> torch.Tensor:
-    """Noise, some of it gray, black, white and saturated, uint8."""
-    images = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(0))
-    images[0] = images[0, :1]
-    images[1], images[2, :, :5], images[3, 1:] = 0, 255, 0
-    return images.to(torch.uint8)
 
 
 @pytest.mark.parametrize("size", [5, 24, 61])
@@ -28,22 +20,6 @@ def test_bands_are_those_of_the_cpu(size):
     columns = resample.triangle(start, extent, size, 41, torch.arange(8) % 3 == 0)
     found = kernels.band(kernels.band(pixels, rows.index, rows.weight, 2), columns.index, columns.weight, 3)
     torch.testing.assert_close(found.clamp(0, 1), resample.separable(pixels, rows, columns), atol=1e-6, rtol=0)
-
-
-VIEWS = {
-    "crop": lambda x, draw: crop(x, random_resized_crop(x.aspect, draw), 20, draw.chance(0.5)),
-    "jitter": lambda x, draw: colour.colour_jitter(plain(x), draw, 0.8, 0.8, 0.8, 0.2, 0.8),
-    "strong jitter": lambda x, draw: colour.colour_jitter(plain(x), draw, 1.0, 1.0, 1.0, 0.5),
-    "gray": lambda x, draw: colour.grayscale(plain(x), draw, 0.5),
-    "gamma": lambda x, draw: colour.gamma(plain(x), draw, 0.3, 3.0, 0.7),
-    "power of zero": lambda x, draw: colour.gamma(plain(x), draw, 0.0, 0.0),
-    "solarize": lambda x, draw: colour.solarize(plain(x), draw, 0.5),
-    "blur": lambda x, draw: colour.blur(plain(x), draw, 0.5),
-}
-
-
-def plain(x: ImageBatch) -> torch.Tensor:
-    return x.pixels.float() / 255
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -68,3 +44,19 @@ def test_only_what_is_allowed_to_be_overwritten_is(monkeypatch):
         torch.testing.assert_close(x.here, before)
         colour.solarize(x, Draw(0, 8, device="cuda"), 1.0, inplace=True)
         assert (x.here != before).any()
+
+
+def test_the_layout_of_what_is_given_does_not_matter():
+    pixels, index = photographs(6, 9, 14), torch.arange(12).view(1, 6, 2).expand(6, 6, 2) % 9
+    weight = torch.linspace(0, 1, 12).view(1, 6, 2).expand(6, 6, 2)
+    expected = kernels.band(pixels, index.contiguous(), weight.contiguous(), 2)
+    wide = torch.cat((pixels, pixels), dim=3)[..., :14]
+    for same in (pixels.contiguous(memory_format=torch.channels_last), wide, pixels.mT.contiguous().mT):
+        assert torch.equal(kernels.band(same, index, weight, 2), expected)
+    x, chosen = plain(ImageBatch(pixels, torch.ones(6))), torch.tensor([True, False, False] * 4)[::2]
+    expected = torch.where(chosen.view(-1, 1, 1, 1), torch.minimum(x, 1 - x), x)
+    assert torch.equal(kernels.change(x.contiguous(memory_format=torch.channels_last), "solarize", chosen), expected)
+
+
+def test_what_tries_a_device_finds_the_kernels_right():
+    assert fused._changed(kernels, torch.device("cpu")) == []

@@ -29,7 +29,7 @@ MEMORY = 1 << 34  # bytes
 # Operations that take tensors of both sides.
 _BETWEEN = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
-# Operations whose result the host needs to go on.
+# Operations whose result the host needs to go on; those that this project has met.
 _WAITS = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -40,6 +40,11 @@ _WAITS = {
     aten.unique_consecutive.default,
     aten.bincount.default,
     aten.repeat_interleave.Tensor,
+    aten.multinomial.default,
+    aten.linalg_inv_ex.default,
+    aten.linalg_cholesky_ex.default,
+    aten._linalg_eigh.default,
+    aten._linalg_svd.default,
 }
 
 
@@ -122,7 +127,11 @@ class Device(TorchDispatchMode):
             value is not None and (value.dtype == torch.bool or not isinstance(value, There)) for value in args[1]
         )
         if (there and (func in _WAITS or indexed)) or (crossing and blocks):
-            self.waits[f"{func} at {_place()}"] += 1
+            self.wait(func)
+
+    def wait(self, operation: object) -> None:
+        """The host waits for the device."""
+        self.waits[f"{operation} at {_place()}"] += 1
 
 
 def _side(func: Any, flat: list[Tensor]) -> torch.device:
@@ -168,9 +177,9 @@ class Kernels:
         self._kernels, self._device = kernels, device
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        def run(*arguments: Any) -> Tensor:
+        def run(*arguments: Any, **settings: Any) -> Tensor:
             assert all(isinstance(value, There) for value in arguments if isinstance(value, Tensor))
-            out = There(_aside(getattr(self._kernels, name), *_taken(arguments)))
+            out = There(_aside(getattr(self._kernels, name), *_taken(arguments), **settings))
             self._device.count(arguments, out)
             if name == "jitter":  # looks at the pixels twice
                 self._device.count(arguments)
@@ -184,9 +193,9 @@ def _tensor(data: Any, *, made: Callable[..., Tensor], device: Any = None, **how
     return made(data, **how) if device is None else made(data, **how).to(device)
 
 
-def _aside(operation: Callable[..., Any], *arguments: Any) -> Any:
+def _aside(operation: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     with _disable_current_modes():
-        return operation(*arguments)
+        return operation(*arguments, **settings)
 
 
 @contextmanager
@@ -203,12 +212,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: Any = None) -> Iterator[
             "mem_get_info": (MEMORY, MEMORY),
             "reset_peak_memory_stats": None,
             "empty_cache": None,
-            "synchronize": None,
             "get_rng_state": None,
             "set_rng_state": None,
             "_lazy_init": None,
         }.items():
             patch.setattr(torch.cuda, name, lambda *_, given=value, **__: given)
+        patch.setattr(torch.cuda, "synchronize", lambda *_: device.wait("torch.cuda.synchronize"))
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(Tensor, "pin_memory", lambda tensor, *_: tensor)
         patch.setattr(Tensor, "backward", _no_gradients)
@@ -219,6 +228,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, kernels: Any = None) -> Iterator[
         patch.setattr(torch, "tensor", partial(_tensor, made=torch.tensor))
         read = checkpoint._read
         patch.setattr(checkpoint, "_read", lambda path: _aside(read, path))  # storages have no place in a mode
+        # For good, and without effect where no tensor says that it is there.
         torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]  # asks no driver which device is current
         with device:
             yield device

@@ -8,7 +8,9 @@ import torch
 
 from bench.draw import Draw
 from bench.fused import fused
+from bench.images import ImageBatch
 from bench.training.pretrain import build_optimizers, pretrain, train_batch
+from tests.changes import VIEWS, photographs
 from tests.pretended import PRETENDED
 from tests.speed import sweeps
 from tests.test_methods import BATCH, TRAINED, TRAINING, batch, make, pictures
@@ -56,6 +58,15 @@ def test_views_are_made_by_the_fused_kernels() -> None:
     if torch.cuda.get_device_name() == PRETENDED:
         pytest.skip("a pretended GPU runs no kernels")
     assert fused(torch.device("cuda", 0)) is not None
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_those_of_the_cpu(name: str) -> None:
+    pixels, aspect = photographs(24, 28, 37), torch.linspace(0.5, 2, 24)
+    expected = VIEWS[name](ImageBatch(pixels, aspect), Draw(3, 24))
+    for given in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+        found = VIEWS[name](ImageBatch(given.cuda(), aspect.cuda()), Draw(3, 24, device="cuda"))
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def test_they_compile_for_a_gpu(capability):
     floats = dict.fromkeys(("slots", "turn", "number", "means", "sums", "weight", "out"), "*fp32")
     types = floats | {"index": "*i64", "place": "*i64", "chosen": "*i1"}
     cases: list[tuple[Any, str, dict[str, Any]]] = [
-        (kernels._band, "*u8", {"ACROSS": False}),
-        (kernels._band, "*fp32", {"ACROSS": True}),
+        (kernels._band, "*u8", {"ACROSS": False, "UNIT": False}),
+        (kernels._band, "*fp32", {"ACROSS": True, "UNIT": True}),
         (kernels._lumas, "*fp32", {}),
         *((kernels._change, "*fp32", {"KIND": kind}) for kind in ("jitter", "gray", "gamma", "solarize")),
     ]
@@ -45,31 +45,60 @@ def test_they_compile_for_a_gpu(capability):
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
 
-class NoCompiler:
-    said = "RuntimeError: Failed to find C compiler"
+class Broken:
+    """Kernels that fail, or give other numbers."""
 
-    def band(self, *_: Any) -> torch.Tensor:
-        raise RuntimeError("Failed to find C compiler\nPlease set CC")
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def band(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if self.error:
+            raise self.error
+        return x / 255 if x.dtype == torch.uint8 else x
+
+    def jitter(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        return x + 1
+
+    def change(self, x: torch.Tensor, kind: str, *_: Any) -> torch.Tensor:
+        return x * (1 + (kind == "gamma"))
 
 
-class OtherSums:
-    said = "it gives [7.0] for [0.5, 1.5]"
+@pytest.fixture
+def trying(monkeypatch):
+    """Try a device with some kernels."""
 
-    def band(self, *_: Any) -> torch.Tensor:
-        return torch.tensor([7.0])
+    def tried(kernels: Broken) -> Any:
+        fused.fused.cache_clear()
+        monkeypatch.setitem(sys.modules, "bench.kernels", kernels)
+        with pretended(monkeypatch):
+            return fused.fused(torch.device("cuda", 0)), fused.fused(torch.device("cuda", 0))
 
-
-@pytest.mark.parametrize("kernels", [NoCompiler(), OtherSums()])
-def test_a_device_that_does_not_run_them_goes_without_and_says_so(kernels, monkeypatch, caplog):
+    yield tried
     fused.fused.cache_clear()
-    assert fused.fused(torch.device("cpu")) is None
-    assert not caplog.records
-    monkeypatch.setitem(sys.modules, "bench.kernels", kernels)
-    with caplog.at_level(logging.WARNING), pretended(monkeypatch):
-        for _ in range(2):
-            assert fused.fused(torch.device("cuda", 0)) is None
-    fused.fused.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [
+        (Broken(RuntimeError("no C compiler\nPlease set CC")), "RuntimeError: no C compiler"),
+        (Broken(AssertionError()), "AssertionError: "),
+        (Broken(), "other numbers from jitter, gamma"),
+    ],
+)
+def test_a_device_that_does_not_run_them_goes_without_and_says_so_once(kernels, reason, trying, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert trying(kernels) == (None, None)
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"views are made without fused kernels, in more time: Triton does not run here ({kernels.said})"
+        f"views are made without fused kernels, in more time: Triton does not run here ({reason})"
     )
+
+
+def test_that_there_is_no_memory_says_nothing_of_the_device(trying):
+    with pytest.raises(torch.OutOfMemoryError):
+        trying(Broken(torch.OutOfMemoryError("8 GiB")))
+
+
+def test_a_cpu_has_none(caplog):
+    assert fused.fused(torch.device("cpu")) is None
+    assert not caplog.records

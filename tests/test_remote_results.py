@@ -384,11 +384,11 @@ def test_a_second_driver_says_who_drives_or_takes_over(lab, shop, monkeypatch):
     with lab.machine("other"):
         second = lab.agenda(lab.sweep(trials=3, epochs=1))
         lab.drive(second)
-    notice(asleep, r"another driver runs this sweep \(process")
+    notice(asleep, r"another driver runs this sweep \(process .*; it took over, as if this one had ended")
     assert any(key.endswith(".driver") for key in shop.objects())  # the second one's
     second.close()
     assert not any(key.endswith(".driver") for key in shop.objects())
-    notice(longer, "another driver ran this sweep and has ended")
+    notice(longer, "this driver's lease is gone: another one took over and has ended")
     assert not any(key.endswith(".driver") for key in shop.objects())
     last = lab.whole(lab.sweep(trials=3, epochs=1))
     assert (last.tally.ran, last.tally.reused) == (0, 3)
@@ -404,8 +404,22 @@ def notice(awake: Agenda, said: str) -> None:
     """A driver that wakes up after another one took over ends, and changes nothing."""
     awake._lease._ended.clear()
     for step in (lambda: awake.take("0"), awake.close):
-        with pytest.raises(BenchError, match=f"{said}.*; it took over while this one was stopped or cut off"):
+        with pytest.raises(BenchError, match=said):
             step()
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_store_that_misses_a_name_once_does_not_end_a_driver(lab, monkeypatch):
+    agenda = lab.agenda(lab.sweep(trials=2, epochs=1))
+    read, missed = mirror.read, [None]
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "PATIENCE", 0.0)  # every check looks at the store
+        patch.setattr(mirror, "read", lambda path: missed.pop() if missed else read(path))
+        agenda._lease.check()
+    assert not missed
+    lab.drive(agenda)
+    agenda.close()
+    assert agenda.tally.ran == 2
 
 
 def test_a_driver_that_cannot_begin_leaves_the_sweep_to_others(lab, shop, monkeypatch):

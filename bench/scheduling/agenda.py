@@ -68,9 +68,9 @@ class Agenda:
     def __init__(self, plan: Plan, *, force: bool = False, retry_failed: bool = False) -> None:
         self.plan, self.force, self.retry_failed = plan, force, retry_failed
         self._lease = Lease(plan.out / "sweeps" / f"{study_path(plan).stem}.driver")
-        self._lease.acquire()
         with ExitStack() as undo:  # a lease is not kept by what never drives
             undo.callback(self._lease.release)
+            self._lease.acquire()
             self._open()
             undo.pop_all()
 

@@ -50,9 +50,8 @@ class Lease:
             self._watch(holder)
         self._write()
         time.sleep(_SETTLE)
-        holder = self._read()
-        if holder is None or holder.get("id") != self._own["id"]:
-            raise BadInput(self._said(holder or {}))
+        if not self._is_own():
+            raise BadInput(self._lost)
         threading.Thread(target=self._renew_for_ever, name="lease", daemon=True).start()
 
     def check(self) -> None:
@@ -60,7 +59,7 @@ class Lease:
         if self._renewed and time.clock_gettime(_CLOCK) - self._renewed > PATIENCE / 2:
             self._renew()  # this process was stopped, or the store away
         if self._lost:
-            raise BenchError(f"{self._lost}; it took over while this one was stopped or cut off")
+            raise BenchError(self._lost)
 
     def release(self) -> None:
         """Give the lease back, if it is still held."""
@@ -95,10 +94,13 @@ class Lease:
 
     def _is_own(self) -> bool:
         now = self._read()
-        if now is None:  # whoever took over has ended since
-            self._lost = f"{self._sweep()}: another driver ran this sweep and has ended"
+        if now is None:  # a store may miss a name once
+            time.sleep(_SETTLE)
+            now = self._read()
+        if now is None:
+            self._lost = f"{self._sweep()}: this driver's lease is gone: another one took over and has ended"
         elif now.get("id") != self._own["id"]:
-            self._lost = self._said(now)
+            self._lost = f"{self._said(now)}; it took over, as if this one had ended"
         return not self._lost
 
     def _write(self) -> None:
@@ -109,16 +111,16 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         text = mirror.read(self.path)
         try:
-            found = json.loads(text) if text else None
+            found = None if text is None else json.loads(text)
         except ValueError:
             found = {}
-        return found if isinstance(found, dict) or found is None else {}
+        return found if isinstance(found, dict) or found is None else {}  # not whole yet, or not ours
 
     def _said(self, holder: dict[str, Any]) -> str:
         return f"{self._who(holder)}: results on a store have one driver per sweep; wait for it, or end it"
 
     def _who(self, holder: dict[str, Any]) -> str:
-        who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+        who = "process {pid} on {host}, since {since}".format_map({"pid": "?", "host": "?", "since": "?"} | holder)
         return f"{self._sweep()}: another driver runs this sweep ({who})"
 
     def _sweep(self) -> str:
