@@ -81,6 +81,17 @@ def test_no_step_waits_for_the_device(name, device):
     assert not device.waits
 
 
+def test_a_pack_larger_than_the_device_streams_to_it(device):
+    pack = pictures()
+    rows = pack.rows("train")[[3, 1, 8]]
+    there, here = pack.batch(rows, GPU, labelled=True), pack.batch(rows, labelled=True)
+    assert not device.waits
+    assert there.labels is not None
+    for one, other in ((there.pixels, here.pixels), (there.aspect, here.aspect), (there.labels, here.labels)):
+        assert isinstance(one, There)
+        assert torch.equal(one.here, other)
+
+
 class Hollow:
     """Kernels that only say what they return: their values are looked at elsewhere."""
 

@@ -83,11 +83,13 @@ class Pack:
 
     def batch(self, rows: Tensor, device: torch.device | str = "cpu", *, labelled: bool = False) -> ImageBatch:
         """The images of `rows` on `device`, with their labels if `labelled`; the copy to a GPU does not wait."""
-        there = rows.to(self.images.device, non_blocking=True)
-        pixels, aspect = self.images.index_select(0, there), self.aspect.index_select(0, there)
-        target = torch.device(device)
-        if target.type == "cuda" and pixels.device.type == "cpu":
-            pixels, aspect = pixels.pin_memory(), aspect.pin_memory()
+        target, there = torch.device(device), rows.to(self.images.device, non_blocking=True)
+        # On its way to a GPU a batch is gathered where the GPU fetches it, without a copy between.
+        pinned = target.type == "cuda" and self.images.device.type == "cpu"
+        pixels, aspect = (
+            torch.index_select(whole, 0, there, out=whole.new_empty((len(rows), *whole.shape[1:]), pin_memory=pinned))
+            for whole in (self.images, self.aspect)
+        )
         labels = self.labels[rows].to(target, non_blocking=True) if labelled else None
         return ImageBatch(pixels.to(target, non_blocking=True), aspect.to(target, non_blocking=True), labels)
 
