@@ -381,3 +381,33 @@ def test_two_processes_that_write_one_trial_leave_one_set_of_rows(lab):
     assert [process.wait() for process in both] == [0, 0]
     assert lab.results() == before
     assert job.trial.id in lab.frame()["trial_id"].tolist()
+
+
+def test_poisoned_test_labels_change_no_choice(lab):
+    """The same pictures, with and without shuffled test labels: the same draws, objectives and best configuration."""
+    files = sorted(path.relative_to(lab.data) for path in lab.data.glob("*/*.png"))
+    classes = sorted({file.parent.name for file in files})
+    poisoned = dict(zip(classes, [*classes[1:], classes[0]], strict=True))
+    best = {}
+    for kind in ("honest", "poisoned"):
+        data = lab.folder / kind / "stripes"
+        data.mkdir(parents=True)
+        rows = ["file,class,split"]
+        for number, file in enumerate(files):
+            split, name = ("train", "train", "val", "test")[number % 4], file.parent.name
+            (data / f"{number}.png").write_bytes((lab.data / file).read_bytes())
+            shown = poisoned[name] if (kind, split) == ("poisoned", "test") else name
+            rows.append(f"{number}.png,{shown},{split}")
+        (data / "splits.csv").write_text("\n".join(rows) + "\n")
+        judged = {"datasets": [str(data)], "protocols": ["linear"], "objective": "linear"}
+        over = {"pretrain": {"dataset": str(data)}, "evaluate": judged}
+        agenda = lab.agenda(lab.sweep(trials=3, epochs=2, seeds="[0]"), out=f"out-{kind}", over=over)
+        lab.drive(agenda)
+        frame = lab.frame(f"out-{kind}")
+        search = frame.query("stage == 'search' and status == 'finished'").drop_duplicates("trial_id")
+        chosen = frame.query("role == 'best'")["param.temperature"].iloc[0]
+        scores = frame.query("split == 'test' and metric == 'top1' and protocol == 'linear'")["value"].tolist()
+        best[kind] = (search.set_index("draw")["objective"].sort_index().tolist(), chosen, scores)
+    assert len(best["honest"][0]) == 3
+    assert best["honest"][:2] == best["poisoned"][:2]
+    assert best["honest"][2] != best["poisoned"][2]  # the poison reached the test scores, and only them
