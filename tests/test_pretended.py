@@ -121,11 +121,11 @@ def test_views_move_the_pixels_few_times(kernels, operations, moved, monkeypatch
 
 
 def test_a_run_waits_at_the_end_of_an_epoch_only_however_many_steps_it_has(tmp_path, device):
-    waits = {}
+    waits, training = {}, TRAINING.model_copy(update={"epochs": 1})
     for count in (2, 8):
         pack, method = pictures(8 * count).on("cuda"), make("simclr").to("cuda")
         device.waits.clear()
-        pretrain(method, pack, TRAINING, 7, state=tmp_path / f"{count}.safetensors")
+        pretrain(method, pack, training, 7, state=tmp_path / f"{count}.safetensors")
         waits[count] = sum(device.waits.values())
     assert waits[2] == waits[8] > 0
 
@@ -150,8 +150,8 @@ datasets = ["{data}"]
 protocols = ["linear", "knn", "finetune"]
 objective = "linear"
 [confirm]
-seeds = [0]
-controls = ["random_init"]
+seeds = []
+controls = []
 [finetune]
 epochs = 1
 """
